@@ -1,0 +1,234 @@
+//! [`Catalog`]: the face of the crate.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+
+use crate::{
+    Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, Fleet, Manifest, Meter,
+    MeterDraft, NewEntities, NewToken, OnboardingDraft, Result, SecretKey, Site, SiteDraft, SiteId, SnapshotAt,
+    SnapshotId, Token,
+    db::{Db, Tx},
+    entities::{Writer, load_fleet},
+    manifest, migrations, tokens,
+};
+
+/// How long a revoked token may still work, and how soon one made by another process is known.
+const TOKENS_KEPT: Duration = Duration::from_secs(2);
+
+/// The catalog database with its in-memory picture of the fleet.
+///
+/// # Cancel safety
+/// Methods that change something must not be cancelled (see [`Db::begin`]): call them from a task of their own.
+pub struct Catalog {
+    db: Db,
+    key: SecretKey,
+    fleet: ArcSwap<Fleet>,
+    /// Held while the fleet is read again, so that an older picture never replaces a newer one.
+    reload: Mutex<()>,
+    tokens: Mutex<Option<(Instant, Arc<HashMap<String, Token>>)>>,
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog").finish_non_exhaustive()
+    }
+}
+
+impl Catalog {
+    /// Opens the catalog and brings its schema up to date.
+    ///
+    /// `key_file` holds the key of the secrets; it is made when missing. `data_path` is the root of the archive's
+    /// storage as outside readers address it (`file:///.../lake/`, `s3://bucket/prefix/`).
+    ///
+    /// # Errors
+    /// An unreachable database, a schema from a newer program, or a catalog that belongs to another storage.
+    pub async fn open(url: &str, key_file: &Path, data_path: &str) -> Result<Self> {
+        let key = SecretKey::load_or_create(key_file)?;
+        let db = Db::open(url).await?;
+        migrations::run(&db).await?;
+        manifest::create(&db, data_path, Timestamp::now()).await?;
+        let fleet = ArcSwap::from_pointee(load_fleet(&db).await?);
+        Ok(Self { db, key, fleet, reload: Mutex::new(()), tokens: Mutex::new(None) })
+    }
+
+    /// Closes the database; afterwards every call fails.
+    pub async fn close(&self) {
+        self.db.close().await;
+    }
+
+    /// The fleet as of the last change.
+    pub fn fleet(&self) -> Arc<Fleet> {
+        self.fleet.load_full()
+    }
+
+    async fn begin(&self) -> Result<Tx> {
+        self.db.begin().await
+    }
+
+    fn writer<'a>(&'a self, tx: &'a mut Tx) -> Writer<'a> {
+        Writer { tx, key: &self.key, now: Timestamp::now() }
+    }
+
+    async fn finish(&self, tx: Tx) -> Result<Arc<Fleet>> {
+        tx.commit().await?;
+        self.refresh().await
+    }
+
+    /// Reads the fleet again, for example after another process changed it.
+    pub async fn refresh(&self) -> Result<Arc<Fleet>> {
+        let _guard = self.reload.lock().await;
+        let fleet = Arc::new(load_fleet(&self.db).await?);
+        self.fleet.store(Arc::clone(&fleet));
+        Ok(fleet)
+    }
+
+    pub async fn create_site(&self, draft: &SiteDraft) -> Result<Site> {
+        let mut tx = self.begin().await?;
+        let id = self.writer(&mut tx).create_site(draft).await?;
+        present(self.finish(tx).await?.site(id), id)
+    }
+
+    pub async fn update_site(&self, id: SiteId, draft: &SiteDraft) -> Result<Site> {
+        let mut tx = self.begin().await?;
+        self.writer(&mut tx).update_site(id, draft).await?;
+        present(self.finish(tx).await?.site(id), id)
+    }
+
+    pub async fn create_meter(&self, draft: &MeterDraft) -> Result<Meter> {
+        let mut tx = self.begin().await?;
+        let id = self.writer(&mut tx).create_meter(draft).await?;
+        present(self.finish(tx).await?.meter(id), id)
+    }
+
+    /// Creates several meters in one transaction.
+    pub async fn create_meters(&self, drafts: &[MeterDraft]) -> Result<Arc<Fleet>> {
+        let mut tx = self.begin().await?;
+        for draft in drafts {
+            self.writer(&mut tx).create_meter(draft).await?;
+        }
+        self.finish(tx).await
+    }
+
+    pub async fn update_meter(&self, id: EntityId, draft: &MeterDraft) -> Result<Meter> {
+        let mut tx = self.begin().await?;
+        self.writer(&mut tx).update_meter(id, draft).await?;
+        present(self.finish(tx).await?.meter(id), id)
+    }
+
+    pub async fn create_source(&self, draft: &EnergySourceDraft) -> Result<EnergySource> {
+        let mut tx = self.begin().await?;
+        let id = self.writer(&mut tx).create_source(draft).await?;
+        present(self.finish(tx).await?.source(id), id)
+    }
+
+    pub async fn update_source(&self, id: EntityId, draft: &EnergySourceDraft) -> Result<EnergySource> {
+        let mut tx = self.begin().await?;
+        self.writer(&mut tx).update_source(id, draft).await?;
+        present(self.finish(tx).await?.source(id), id)
+    }
+
+    /// Creates a site with its whole tree in one transaction.
+    pub async fn onboard(&self, draft: &OnboardingDraft) -> Result<NewEntities> {
+        let mut tx = self.begin().await?;
+        let created = self.writer(&mut tx).onboard(draft).await?;
+        self.finish(tx).await?;
+        Ok(created)
+    }
+
+    /// Deletes a site; with `cascade` also everything on it.
+    pub async fn delete_site(&self, id: SiteId, cascade: bool) -> Result<()> {
+        let mut tx = self.begin().await?;
+        self.writer(&mut tx).delete_site(id, cascade).await?;
+        self.finish(tx).await.map(drop)
+    }
+
+    /// Deletes a meter; with `cascade` also the meters below it and all their sources.
+    pub async fn delete_meter(&self, id: EntityId, cascade: bool) -> Result<()> {
+        let mut tx = self.begin().await?;
+        self.writer(&mut tx).delete_meter(id, cascade).await?;
+        self.finish(tx).await.map(drop)
+    }
+
+    pub async fn delete_source(&self, id: EntityId) -> Result<()> {
+        let mut tx = self.begin().await?;
+        self.writer(&mut tx).delete_source(id).await?;
+        self.finish(tx).await.map(drop)
+    }
+
+    /// The newest or an earlier state of the archive.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) when no such snapshot is kept.
+    pub async fn manifest(&self, at: SnapshotAt) -> Result<Manifest> {
+        let snapshot = manifest::resolve(&self.db, at).await?;
+        manifest::load(&self.db, snapshot).await
+    }
+
+    /// Which snapshot `at` means.
+    pub async fn resolve_snapshot(&self, at: SnapshotAt) -> Result<SnapshotId> {
+        manifest::resolve(&self.db, at).await
+    }
+
+    /// Everything in the write-ahead log up to this sequence number is in files.
+    pub async fn wal_checkpoint(&self) -> Result<u64> {
+        manifest::load_checkpoint(&self.db).await
+    }
+
+    /// Publishes files, deletes and the WAL watermark in one transaction.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when a delete file was computed from an older state; nothing
+    /// was published then.
+    pub async fn commit(&self, request: &CommitRequest) -> Result<CommitResult> {
+        manifest::commit(&self.db, request, Timestamp::now()).await
+    }
+
+    /// Makes a token; the answer is the only time that it is seen.
+    pub async fn create_token(&self, new: &NewToken) -> Result<String> {
+        let token = tokens::create(&self.db, new, Timestamp::now()).await?;
+        *self.tokens.lock().await = None;
+        Ok(token)
+    }
+
+    /// All tokens, revoked ones included, without secrets.
+    pub async fn tokens(&self) -> Result<Vec<Token>> {
+        tokens::list(&self.db).await
+    }
+
+    pub async fn revoke_token(&self, id: &str) -> Result<()> {
+        tokens::revoke(&self.db, id, Timestamp::now()).await?;
+        *self.tokens.lock().await = None;
+        Ok(())
+    }
+
+    /// What the bearer of a token may do; `None` for an unknown, wrong or revoked one.
+    pub async fn authenticate(&self, presented: &str) -> Result<Option<Access>> {
+        let Some((id, secret)) = tokens::split(presented) else { return Ok(None) };
+        Ok(self.known_tokens().await?.get(id).and_then(|token| token.access(secret)))
+    }
+
+    async fn known_tokens(&self) -> Result<Arc<HashMap<String, Token>>> {
+        let mut cached = self.tokens.lock().await;
+        if let Some((read_at, tokens)) = &*cached
+            && read_at.elapsed() < TOKENS_KEPT
+        {
+            return Ok(Arc::clone(tokens));
+        }
+        let list = tokens::list(&self.db).await?;
+        let tokens = Arc::new(list.into_iter().map(|token| (token.id.clone(), token)).collect());
+        *cached = Some((Instant::now(), Arc::clone(&tokens)));
+        Ok(tokens)
+    }
+}
+
+fn present<T: Clone>(found: Option<&T>, id: impl std::fmt::Display) -> Result<T> {
+    found.cloned().ok_or_else(|| Error::not_found(format!("{id} was deleted meanwhile")))
+}

@@ -1,0 +1,34 @@
+//! The SQL catalog: sites, meters and energy sources; access tokens; and the manifest of the archive as a DuckLake
+//! catalog. SQLite by default, Postgres for several hosts; both behave the same (`tests.rs` runs one suite on both).
+//!
+//! `sqlx` lives only in this crate. It knows tables and transactions, not Parquet or HTTP. Lock order: the database
+//! transaction first, then the in-memory [`Fleet`] is swapped; readers of the fleet take no lock.
+
+mod catalog;
+mod db;
+mod entities;
+mod error;
+mod fleet;
+mod manifest;
+mod migrations;
+mod model;
+mod secrets;
+mod tokens;
+
+pub use catalog::Catalog;
+pub use entities::{NewEntities, OnboardingDraft, OnboardingMeter, OnboardingSource};
+pub use error::{Error, ErrorKind, Result};
+pub use fleet::{Entity, Fleet};
+pub use manifest::{
+    CommitRequest, CommitResult, DataFile, DeleteFile, FileBounds, Manifest, NewDataFile, NewDeleteFile,
+    SnapshotAt, SnapshotId, StoredFile, columns,
+};
+pub use model::{
+    Category, EnergySource, EnergySourceDraft, EntityId, EntityType, IndustryType, Meter, MeterDraft, Quality,
+    ReadingFrequency, Site, SiteDraft, SiteId,
+};
+pub use secrets::{MASK, SecretKey};
+pub use tokens::{Access, NewToken, Scope, Token};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! The manifest of the archive: a DuckLake 1.0 catalog with one table, `measurements`.
+//!
+//! [`commit`](commit::commit) is the only verb that changes it (MAN-3). Objects are durable before they are named here
+//! (MAN-1); every file has a whole-file hash (MAN-5). Files are immutable and never renamed or reused.
+
+mod commit;
+mod create;
+mod read;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+pub(crate) use commit::commit;
+pub(crate) use create::create;
+pub(crate) use read::{load, load_checkpoint, resolve};
+
+/// The table id of `measurements`.
+const TABLE_ID: i64 = 1;
+
+/// A committed state of the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotId(pub i64);
+
+/// Which snapshot to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotAt {
+    Latest,
+    Id(SnapshotId),
+    /// The last one committed at or before this instant.
+    Time(Timestamp),
+}
+
+/// The columns of `measurements`; the id is the Parquet field id.
+pub mod columns {
+    pub struct Column {
+        pub id: i64,
+        pub name: &'static str,
+        /// The type's name in DuckLake.
+        pub ducklake_type: &'static str,
+        pub nullable: bool,
+    }
+
+    const fn column(id: i64, name: &'static str, ducklake_type: &'static str, nullable: bool) -> Column {
+        Column { id, name, ducklake_type, nullable }
+    }
+
+    pub const ENTITY_ID: i64 = 1;
+    pub const TIMESTAMP: i64 = 3;
+    pub const METRIC: i64 = 4;
+
+    pub const ALL: [Column; 9] = [
+        column(ENTITY_ID, "entity_id", "varchar", false),
+        column(2, "entity_type", "varchar", false),
+        column(TIMESTAMP, "timestamp", "timestamptz", false),
+        column(METRIC, "metric", "varchar", false),
+        column(5, "value", "float64", false),
+        column(6, "unit", "varchar", false),
+        column(7, "quality", "varchar", false),
+        column(8, "metadata", "varchar", true),
+        column(9, "created_at", "timestamptz", false),
+    ];
+}
+
+/// An object in the archive's storage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Relative to the table's folder, for example `month=2026-01/0198.parquet`.
+    pub path: String,
+    pub bytes: u64,
+    /// Length of the Parquet footer, without its length field and magic number.
+    pub footer_bytes: u64,
+    /// BLAKE3 of the whole file, hex.
+    pub blake3: String,
+}
+
+/// The range of keys in a data file; all bounds are inclusive. Times are microseconds since 1970 UTC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileBounds {
+    pub min_ts: i64,
+    pub max_ts: i64,
+    pub min_entity: String,
+    pub max_entity: String,
+    pub min_metric: String,
+    pub max_metric: String,
+}
+
+/// A live data file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFile {
+    pub id: i64,
+    pub stored: StoredFile,
+    pub rows: u64,
+    /// Rows of every row group but the last.
+    pub row_group_rows: u64,
+    /// 0: flush, 1: day, 2: month.
+    pub level: i64,
+    pub bounds: FileBounds,
+    pub delete: Option<DeleteFile>,
+}
+
+/// The live positional delete file of a data file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteFile {
+    pub id: i64,
+    pub stored: StoredFile,
+    pub count: u64,
+}
+
+/// The files of one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    pub snapshot: SnapshotId,
+    pub files: Vec<Arc<DataFile>>,
+}
+
+/// A data file to publish.
+#[derive(Clone, Debug)]
+pub struct NewDataFile {
+    pub stored: StoredFile,
+    pub rows: u64,
+    pub row_group_rows: u64,
+    pub level: i64,
+    pub bounds: FileBounds,
+}
+
+/// A cumulative delete file to publish for a live data file.
+#[derive(Clone, Debug)]
+pub struct NewDeleteFile {
+    pub data_file_id: i64,
+    /// The live delete file whose positions are contained in the new one.
+    pub replaces: Option<i64>,
+    pub stored: StoredFile,
+    pub count: u64,
+}
+
+/// One change of the archive.
+#[derive(Clone, Debug, Default)]
+pub struct CommitRequest {
+    pub new_files: Vec<NewDataFile>,
+    pub new_deletes: Vec<NewDeleteFile>,
+    /// Everything in the write-ahead log up to this sequence number is in the files.
+    pub wal_sequence: Option<u64>,
+    pub message: String,
+}
+
+/// The ids that a commit gave, in the order of the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitResult {
+    pub snapshot: SnapshotId,
+    pub data_file_ids: Vec<i64>,
+    pub delete_file_ids: Vec<i64>,
+}
+
+impl Manifest {
+    /// The manifest after a commit on top of this one.
+    pub fn after(&self, request: &CommitRequest, result: &CommitResult) -> Self {
+        let mut files = self.files.clone();
+        for (new, id) in request.new_deletes.iter().zip(&result.delete_file_ids) {
+            if let Some(file) = files.iter_mut().find(|file| file.id == new.data_file_id) {
+                let delete = DeleteFile { id: *id, stored: new.stored.clone(), count: new.count };
+                *file = Arc::new(DataFile { delete: Some(delete), ..(**file).clone() });
+            }
+        }
+        for (new, id) in request.new_files.iter().zip(&result.data_file_ids) {
+            files.push(Arc::new(DataFile {
+                id: *id,
+                stored: new.stored.clone(),
+                rows: new.rows,
+                row_group_rows: new.row_group_rows,
+                level: new.level,
+                bounds: new.bounds.clone(),
+                delete: None,
+            }));
+        }
+        Self { snapshot: result.snapshot, files }
+    }
+
+    /// Rows that a reader sees.
+    pub fn live_rows(&self) -> u64 {
+        self.files.iter().map(|file| file.live_rows()).sum()
+    }
+}
+
+impl DataFile {
+    pub fn live_rows(&self) -> u64 {
+        self.rows - self.delete.as_ref().map_or(0, |delete| delete.count)
+    }
+}

@@ -1,0 +1,19 @@
+//! The archive: Parquet data files and positional delete files in a directory or an S3-compatible store.
+//!
+//! This module writes, reads and looks up files; which of them count is the manifest's business. All object paths are
+//! built in [`storage`].
+
+mod data_file;
+mod delete_file;
+mod lookup;
+mod object_reader;
+mod schema;
+mod storage;
+
+pub(crate) use data_file::{FileRows, write_data_file};
+pub(crate) use delete_file::{read_positions, write_delete_file};
+pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
+pub use schema::measurement_schema;
+pub use storage::{Storage, StorageKind};
+
+

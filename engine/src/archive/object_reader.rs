@@ -1,0 +1,60 @@
+//! Reading a Parquet file of the archive by ranges.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures::{FutureExt, TryFutureExt, future::BoxFuture};
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use parquet::{
+    arrow::{arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader},
+    errors::{ParquetError, Result},
+    file::metadata::{ParquetMetaData, ParquetMetaDataReader},
+};
+use wattlake_catalog::StoredFile;
+
+use super::Storage;
+
+pub(super) struct ObjectReader {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    bytes: u64,
+    footer_bytes: usize,
+}
+
+impl ObjectReader {
+    pub(super) fn new(storage: &Storage, stored: &StoredFile) -> Self {
+        Self {
+            store: storage.object_store(),
+            path: Storage::object_path(stored),
+            bytes: stored.bytes,
+            footer_bytes: stored.footer_bytes as usize,
+        }
+    }
+}
+
+fn external(error: object_store::Error) -> ParquetError {
+    ParquetError::External(Box::new(error))
+}
+
+impl AsyncFileReader for ObjectReader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
+        async move { self.store.get_range(&self.path, range).await.map_err(external) }.boxed()
+    }
+
+    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
+        async move { self.store.get_ranges(&self.path, &ranges).map_err(external).await }.boxed()
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        _options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
+        async move {
+            // The manifest knows the footer's length: one request gets all of it.
+            let reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(self.footer_bytes + 8));
+            let bytes = self.bytes;
+            reader.load_and_finish(self, bytes).await.map(Arc::new)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,194 @@
+//! Where objects are: a local directory with our own durable put, or an S3-compatible store.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use object_store::{
+    ClientOptions, ObjectStore, ObjectStoreExt, PutPayload, aws::AmazonS3Builder, local::LocalFileSystem,
+    path::Path as ObjectPath, prefix::PrefixStore,
+};
+use wattlake_catalog::StoredFile;
+use wattlake_config::Settings;
+
+use crate::{Error, ErrorKind, Result};
+
+/// The table's folder below the storage root.
+const TABLE_DIR: &str = "measurements";
+
+/// Which kind of storage it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorageKind {
+    Local { root: PathBuf },
+    S3,
+}
+
+/// The archive's objects.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    kind: StorageKind,
+    store: Arc<dyn ObjectStore>,
+    data_path: String,
+}
+
+impl Storage {
+    /// Opens the storage that the settings name; a local directory is created.
+    ///
+    /// # Errors
+    /// A directory that cannot be made, or an S3 address or credentials that make no sense.
+    pub fn open(settings: &Settings) -> Result<Self> {
+        let url = &settings.storage.url;
+        if let Some(rest) = url.strip_prefix("s3://") {
+            return Self::open_s3(rest, settings);
+        }
+        let root = match url.strip_prefix("file://") {
+            Some(path) => PathBuf::from(path),
+            None if url.is_empty() => settings.data_dir.0.join("lake"),
+            None => PathBuf::from(url),
+        };
+        fs::create_dir_all(root.join(TABLE_DIR)).map_err(|error| Error::io("create", &root, &error))?;
+        let root = root.canonicalize().map_err(|error| Error::io("resolve", &root, &error))?;
+        let store = LocalFileSystem::new_with_prefix(&root)?;
+        let data_path = format!("file://{}/", root.display());
+        Ok(Self { kind: StorageKind::Local { root }, store: Arc::new(store), data_path })
+    }
+
+    fn open_s3(rest: &str, settings: &Settings) -> Result<Self> {
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.trim_matches('/');
+        let s3 = &settings.storage.s3;
+        let mut builder = AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            .with_client_options(ClientOptions::new().with_allow_http(s3.allow_http));
+        for (value, apply) in [
+            (&s3.endpoint, AmazonS3Builder::with_endpoint as fn(AmazonS3Builder, String) -> AmazonS3Builder),
+            (&s3.region, AmazonS3Builder::with_region),
+            (&s3.access_key, AmazonS3Builder::with_access_key_id),
+            (&s3.secret_key, AmazonS3Builder::with_secret_access_key),
+        ] {
+            if !value.is_empty() {
+                builder = apply(builder, value.clone());
+            }
+        }
+        let store = builder
+            .build()
+            .map_err(|error| Error::invalid(format!("storage.url s3://{rest}: {error}")))?;
+        let data_path = match prefix {
+            "" => format!("s3://{bucket}/"),
+            prefix => format!("s3://{bucket}/{prefix}/"),
+        };
+        let store: Arc<dyn ObjectStore> = match prefix {
+            "" => Arc::new(store),
+            prefix => Arc::new(PrefixStore::new(store, prefix)),
+        };
+        Ok(Self { kind: StorageKind::S3, store, data_path })
+    }
+
+    pub fn kind(&self) -> &StorageKind {
+        &self.kind
+    }
+
+    /// The root as outside readers address it, ending in `/`.
+    pub fn data_path(&self) -> &str {
+        &self.data_path
+    }
+
+    /// The store for reading; object paths come from [`Storage::object_path`].
+    pub fn object_store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.store)
+    }
+
+    /// The object of a file whose path is relative to the table.
+    pub fn object_path(stored: &StoredFile) -> ObjectPath {
+        ObjectPath::from(format!("{TABLE_DIR}/{}", stored.path))
+    }
+
+    /// A new, never used path of a data file of a UTC month, relative to the table.
+    pub(crate) fn new_data_path(month: &str) -> String {
+        format!("month={month}/{}.parquet", uuid::Uuid::now_v7().simple())
+    }
+
+    /// A new, never used path of a delete file, outside of what people glob for data.
+    pub(crate) fn new_delete_path() -> String {
+        format!("_deletes/{}.parquet", uuid::Uuid::now_v7().simple())
+    }
+
+    /// Writes an object so that it survives a power cut before this returns (MAN-1).
+    pub(crate) async fn put(&self, path: &str, bytes: Bytes) -> Result<()> {
+        match &self.kind {
+            StorageKind::Local { root } => {
+                let path = root.join(TABLE_DIR).join(path);
+                let root = root.clone();
+                tokio::task::spawn_blocking(move || put_durably(&root, &path, &bytes))
+                    .await
+                    .map_err(|error| Error::internal(format!("writing a file panicked: {error}")))?
+            }
+            StorageKind::S3 => {
+                // Unique names and overwrite: retried puts cannot meet another object (idempotent).
+                let path = ObjectPath::from(format!("{TABLE_DIR}/{path}"));
+                self.store.put(&path, PutPayload::from_bytes(bytes)).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads a whole object and checks its hash.
+    pub(crate) async fn read_whole(&self, stored: &StoredFile) -> Result<Bytes> {
+        let bytes = self.store.get(&Self::object_path(stored)).await?.bytes().await?;
+        let found = blake3::hash(&bytes).to_hex();
+        if found.as_str() != stored.blake3 {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("file {}: hash mismatch, expected {}, found {found}", stored.path, stored.blake3),
+            ));
+        }
+        Ok(bytes)
+    }
+
+    /// Removes what a crash left of unfinished local writes.
+    pub(crate) fn remove_unfinished(&self) -> Result<usize> {
+        let StorageKind::Local { root } = &self.kind else { return Ok(0) };
+        let mut removed = 0;
+        let mut folders = vec![root.join(TABLE_DIR)];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).map_err(|error| Error::io("read", &folder, &error))? {
+                let path = entry.map_err(|error| Error::io("read", &folder, &error))?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|ext| ext == UNFINISHED) {
+                    fs::remove_file(&path).map_err(|error| Error::io("delete", &path, &error))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+}
+
+const UNFINISHED: &str = "unfinished";
+
+/// Temporary name, write, fsync, rename, fsync of every folder up to the root: object_store's local store syncs
+/// nothing.
+fn put_durably(root: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let unfinished = path.with_extension(UNFINISHED);
+    let write = || {
+        let folder = path.parent().unwrap_or(root);
+        fs::create_dir_all(folder)?;
+        let mut file = File::create(&unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)?;
+        for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(root)) {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&unfinished);
+        Error::io("write", path, &error)
+    })
+}

@@ -1,0 +1,186 @@
+//! A batch: the accepted readings of one request, in columns. The unit of acknowledgement, of the log and of
+//! atomicity (WAL-2).
+
+use wattlake_catalog::{EntityId, EntityType, Quality};
+
+use crate::{Error, Result};
+
+/// A series as a batch names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BatchSeries {
+    pub entity: EntityId,
+    pub entity_type: EntityType,
+    pub metric: String,
+    pub unit: String,
+}
+
+/// Readings in columns of equal length; `series` indexes `table`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    pub table: Vec<BatchSeries>,
+    pub series: Vec<u32>,
+    /// Microseconds since 1970 UTC.
+    pub ts: Vec<i64>,
+    pub value: Vec<f64>,
+    pub quality: Vec<Quality>,
+    /// Row and JSON text of the few rows that carry metadata, in row order.
+    pub metadata: Vec<(u32, String)>,
+    /// When the batch was accepted, microseconds since 1970 UTC.
+    pub created_at: i64,
+}
+
+const ROW_BYTES: usize = 4 + 8 + 8 + 1;
+
+impl Batch {
+    pub fn len(&self) -> usize {
+        self.ts.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ts.is_empty()
+    }
+
+    /// About how much memory the rows take once applied.
+    pub fn memory_bytes(&self) -> usize {
+        let metadata: usize = self.metadata.iter().map(|(_, text)| text.len() + 40).sum();
+        self.len() * crate::memtable::ROW_BYTES + metadata + self.table.len() * 64
+    }
+
+    /// Appends the batch as the log stores it; `docs/formats/wal.md` describes the bytes.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.reserve(16 + self.table.len() * 40 + self.len() * ROW_BYTES);
+        out.extend_from_slice(&self.created_at.to_le_bytes());
+        put_len(out, self.table.len());
+        for series in &self.table {
+            out.extend_from_slice(series.entity.0.as_bytes());
+            out.push(match series.entity_type {
+                EntityType::Meter => 0,
+                EntityType::EnergySource => 1,
+            });
+            put_text(out, &series.metric);
+            put_text(out, &series.unit);
+        }
+        put_len(out, self.len());
+        self.series.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+        self.ts.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+        self.value.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+        self.quality.iter().for_each(|v| out.push(quality_code(*v)));
+        put_len(out, self.metadata.len());
+        for (row, text) in &self.metadata {
+            out.extend_from_slice(&row.to_le_bytes());
+            put_text(out, text);
+        }
+    }
+
+    /// Reads one encoded batch back.
+    ///
+    /// # Errors
+    /// A text saying what does not fit; never panics, whatever the bytes.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut input = Input { bytes };
+        let created_at = i64::from_le_bytes(input.array()?);
+        let mut table = Vec::new();
+        for _ in 0..input.len(17)? {
+            table.push(BatchSeries {
+                entity: EntityId(uuid::Uuid::from_bytes(input.array()?)),
+                entity_type: match input.array()? {
+                    [0] => EntityType::Meter,
+                    [1] => EntityType::EnergySource,
+                    [code] => return Err(Error::corrupt(format!("batch: entity type code {code}"))),
+                },
+                metric: input.text()?,
+                unit: input.text()?,
+            });
+        }
+        let rows = input.len(ROW_BYTES)?;
+        let series = input.column(rows, u32::from_le_bytes)?;
+        if let Some(bad) = series.iter().find(|s| **s as usize >= table.len()) {
+            return Err(Error::corrupt(format!("batch: series {bad} of {}", table.len())));
+        }
+        let ts = input.column(rows, i64::from_le_bytes)?;
+        let value = input.column(rows, f64::from_le_bytes)?;
+        let quality =
+            input.take(rows)?.iter().map(|code| quality_of(*code)).collect::<Option<Vec<_>>>();
+        let quality = quality.ok_or_else(|| Error::corrupt("batch: unknown quality code"))?;
+        let mut metadata = Vec::new();
+        for _ in 0..input.len(8)? {
+            let row = u32::from_le_bytes(input.array()?);
+            if row as usize >= rows {
+                return Err(Error::corrupt(format!("batch: metadata of row {row} of {rows}")));
+            }
+            metadata.push((row, input.text()?));
+        }
+        if !input.bytes.is_empty() {
+            return Err(Error::corrupt(format!("batch: {} bytes too many", input.bytes.len())));
+        }
+        Ok(Self { table, series, ts, value, quality, metadata, created_at })
+    }
+}
+
+/// The one-byte form of a quality, in the log and in memory.
+pub(crate) const fn quality_code(quality: Quality) -> u8 {
+    match quality {
+        Quality::Good => 0,
+        Quality::Bad => 1,
+        Quality::Estimated => 2,
+    }
+}
+
+pub(crate) const fn quality_of(code: u8) -> Option<Quality> {
+    match code {
+        0 => Some(Quality::Good),
+        1 => Some(Quality::Bad),
+        2 => Some(Quality::Estimated),
+        _ => None,
+    }
+}
+
+fn put_len(out: &mut Vec<u8>, len: usize) {
+    // Bodies are limited far below 4 GiB.
+    out.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    put_len(out, text.len());
+    out.extend_from_slice(text.as_bytes());
+}
+
+struct Input<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let (head, tail) =
+            self.bytes.split_at_checked(n).ok_or_else(|| Error::corrupt("batch: bytes are missing"))?;
+        self.bytes = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        self.take(N)?.try_into().map_err(|_| Error::corrupt("batch: bytes are missing"))
+    }
+
+    /// A count of things that take at least `each` bytes, checked before anything is allocated.
+    fn len(&mut self, each: usize) -> Result<usize> {
+        let n = u32::from_le_bytes(self.array()?) as usize;
+        if n > self.bytes.len() / each {
+            return Err(Error::corrupt(format!("batch: count {n} exceeds the record")));
+        }
+        Ok(n)
+    }
+
+    fn text(&mut self) -> Result<String> {
+        let n = self.len(1)?;
+        let text = std::str::from_utf8(self.take(n)?);
+        text.map(str::to_owned).map_err(|_| Error::corrupt("batch: text is not UTF-8"))
+    }
+
+    fn column<T, const N: usize>(&mut self, rows: usize, read: fn([u8; N]) -> T) -> Result<Vec<T>> {
+        let (chunks, _) = self.take(rows * N)?.as_chunks::<N>();
+        Ok(chunks.iter().map(|chunk| read(*chunk)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,47 @@
+use proptest::prelude::*;
+
+use super::*;
+
+pub(crate) fn any_batch() -> impl Strategy<Value = Batch> {
+    let series = (any::<u128>(), any::<bool>(), "[a-z_]{1,12}", "[a-zA-Z%]{0,4}").prop_map(
+        |(id, is_meter, metric, unit)| BatchSeries {
+            entity: EntityId(uuid::Uuid::from_u128(id)),
+            entity_type: if is_meter { EntityType::Meter } else { EntityType::EnergySource },
+            metric,
+            unit,
+        },
+    );
+    let row = (any::<prop::sample::Index>(), any::<i64>(), -1e9f64..1e9, 0u8..3, prop::option::of("[ -~]{0,20}"));
+    (prop::collection::vec(series, 1..5), prop::collection::vec(row, 0..40), any::<i64>()).prop_map(
+        |(table, rows, created_at)| {
+            let mut batch = Batch { created_at, ..Batch::default() };
+            for (i, (series, ts, value, quality, metadata)) in rows.into_iter().enumerate() {
+                batch.series.push(series.index(table.len()) as u32);
+                batch.ts.push(ts);
+                batch.value.push(value);
+                batch.quality.push(quality_of(quality).expect("code"));
+                batch.metadata.extend(metadata.map(|text| (i as u32, text)));
+            }
+            Batch { table, ..batch }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn batches_round_trip(batch in any_batch()) {
+        let mut bytes = Vec::new();
+        batch.encode(&mut bytes);
+        prop_assert_eq!(Batch::decode(&bytes).expect("decodes"), batch);
+    }
+
+    #[test]
+    fn damaged_bytes_never_panic(batch in any_batch(), at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+        let mut bytes = Vec::new();
+        batch.encode(&mut bytes);
+        let i = at.index(bytes.len());
+        bytes[i] = byte;
+        let _ = Batch::decode(&bytes);
+        let _ = Batch::decode(&bytes[..cut.index(bytes.len())]);
+    }
+}

@@ -1,0 +1,61 @@
+//! Compressed bodies, decoded as a stream up to an absolute limit.
+
+use std::{io::Read, str::FromStr};
+
+use bytes::Bytes;
+
+use crate::{Error, ErrorKind, Result};
+
+/// zstd windows beyond this are refused: they would be allocated before a byte is seen.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// How a body is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentEncoding {
+    Identity,
+    Gzip,
+    Zstd,
+}
+
+impl FromStr for ContentEncoding {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "" | "identity" => Ok(Self::Identity),
+            "gzip" | "x-gzip" => Ok(Self::Gzip),
+            "zstd" => Ok(Self::Zstd),
+            other => Err(Error::invalid(format!("Content-Encoding `{other}` is not supported; valid are gzip, zstd"))),
+        }
+    }
+}
+
+/// Decompresses a body.
+///
+/// # Errors
+/// [`ErrorKind::TooLarge`] as soon as more than `limit` bytes come out; [`ErrorKind::Invalid`] for damaged data.
+pub fn decompress(body: Bytes, encoding: ContentEncoding, limit: usize) -> Result<Bytes> {
+    let mut out = Vec::new();
+    let read = match encoding {
+        ContentEncoding::Identity => {
+            return if body.len() > limit { Err(too_large(limit)) } else { Ok(body) };
+        }
+        ContentEncoding::Gzip => {
+            flate2::read::MultiGzDecoder::new(&body[..]).take(limit as u64 + 1).read_to_end(&mut out)
+        }
+        ContentEncoding::Zstd => zstd::stream::read::Decoder::new(&body[..]).and_then(|mut decoder| {
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            decoder.take(limit as u64 + 1).read_to_end(&mut out)
+        }),
+    };
+    read.map_err(|error| Error::invalid(format!("the body does not decompress: {error}")))?;
+    if out.len() > limit {
+        return Err(too_large(limit));
+    }
+    Ok(Bytes::from(out))
+}
+
+fn too_large(limit: usize) -> Error {
+    let limit = wattlake_config::ByteCount(limit as u64);
+    Error::new(ErrorKind::TooLarge, format!("the decoded body exceeds ingest.max_body_bytes = {limit}; send smaller batches"))
+}

@@ -1,0 +1,284 @@
+//! Tables: Arrow streams and Parquet files by column name, plain or mapped.
+
+use std::{io::Cursor, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, StringArray},
+    datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType},
+    ipc::reader::StreamReader,
+};
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+
+use super::time::TimeReader;
+use crate::{
+    Error, ErrorKind, Result,
+    ingest::{Collector, IngestRequest, RawReading, TableMapping, ValueColumn},
+};
+
+/// A decoded Parquet body may be this many times larger than `ingest.max_body_bytes` would allow as plain rows.
+const PARQUET_RATIO_MAX: i64 = 100;
+const PARQUET_DECODED_MAX: i64 = 4 << 30;
+
+/// The columns of a table, found by name before the first row is read.
+#[derive(Debug)]
+pub(super) struct TablePlan {
+    pub entity: Option<String>,
+    pub entity_name: Option<String>,
+    pub timestamp: String,
+    pub entity_type: Option<String>,
+    pub quality: Option<String>,
+    pub metadata: Option<String>,
+    pub readings: Readings,
+}
+
+#[derive(Debug)]
+pub(super) enum Readings {
+    /// One reading a row, with its metric in a column.
+    Long { metric: String, value: String, unit: Option<String> },
+    /// Several readings a row, a metric a column.
+    Wide(Vec<ValueColumn>),
+}
+
+impl TablePlan {
+    /// Finds our columns, camelCase or snake_case, or those that the mapping names.
+    pub(super) fn new(columns: &[String], mapping: Option<&TableMapping>) -> Result<Self> {
+        let default = TableMapping::default();
+        let is_mapped = mapping.is_some();
+        let mapping = mapping.unwrap_or(&default);
+        let find = |names: &[&str]| names.iter().find(|n| columns.iter().any(|c| c == *n)).map(|n| (*n).to_owned());
+        let missing = |what: &str| {
+            Error::invalid(format!("column `{what}` is missing; the table has {}", columns.join(", ")))
+        };
+        let named = |name: &Option<String>, names: &[&str]| -> Result<Option<String>> {
+            match name {
+                Some(name) => find(&[name]).ok_or_else(|| missing(name)).map(Some),
+                None => Ok(find(names)),
+            }
+        };
+        let entity = match mapping.entity_name {
+            Some(_) => None,
+            None => Some(named(&mapping.entity, &["entityId", "entity_id"])?.ok_or_else(|| missing("entity_id"))?),
+        };
+        let readings = if mapping.values.is_empty() {
+            Readings::Long {
+                metric: find(&["metric"]).ok_or_else(|| missing("metric"))?,
+                value: find(&["value"]).ok_or_else(|| missing("value"))?,
+                unit: find(&["unit"]),
+            }
+        } else {
+            for value in &mapping.values {
+                find(&[&value.column]).ok_or_else(|| missing(&value.column))?;
+            }
+            Readings::Wide(mapping.values.clone())
+        };
+        let plan = Self {
+            entity,
+            entity_name: mapping.entity_name.clone(),
+            timestamp: named(&mapping.timestamp, &["timestamp"])?.ok_or_else(|| missing("timestamp"))?,
+            entity_type: find(&["entityType", "entity_type"]),
+            quality: named(&mapping.quality, &["quality"])?,
+            metadata: find(&["metadata"]),
+            readings,
+        };
+        // Columns that mean nothing are only fine in a table that is mapped, or in one that we wrote.
+        let ours = ["created_at", "createdAt", "id"];
+        let known = |column: &String| {
+            ours.contains(&column.as_str())
+                || [Some(&plan.timestamp), plan.entity.as_ref(), plan.entity_type.as_ref(), plan.quality.as_ref(), plan.metadata.as_ref()]
+                    .iter()
+                    .any(|c| *c == Some(column))
+                || matches!(&plan.readings, Readings::Long { metric, value, unit }
+                    if column == metric || column == value || Some(column) == unit.as_ref())
+        };
+        if !is_mapped && let Some(unknown) = columns.iter().find(|column| !known(column)) {
+            return Err(Error::invalid(format!(
+                "unknown column `{unknown}`; valid are entity_id, entity_type, timestamp, metric, value, unit, quality, \
+                 metadata"
+            )));
+        }
+        Ok(plan)
+    }
+}
+
+pub(super) fn decode_arrow(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
+    if request.body.is_empty() {
+        return Err(Error::invalid("the body is empty; send an Arrow IPC stream"));
+    }
+    let malformed = |error| Error::invalid(format!("the body is not an Arrow IPC stream: {error}"));
+    let reader = StreamReader::try_new(Cursor::new(&request.body[..]), None).map_err(malformed)?;
+    let mut table = TableDecoder::new(request)?;
+    for batch in reader {
+        table.decode(&batch.map_err(malformed)?, collector)?;
+    }
+    Ok(())
+}
+
+pub(super) fn decode_parquet(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
+    let malformed = |error| Error::invalid(format!("the body is not a Parquet file: {error}"));
+    // A foreign Arrow schema in the footer is not trusted.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let builder =
+        ParquetRecordBatchReaderBuilder::try_new_with_options(request.body.clone(), options).map_err(malformed)?;
+    let decoded: i64 = builder.metadata().row_groups().iter().map(|group| group.total_byte_size()).sum();
+    let limit = (request.body.len() as i64).saturating_mul(PARQUET_RATIO_MAX).min(PARQUET_DECODED_MAX);
+    if decoded > limit.max(64 << 20) {
+        return Err(Error::new(ErrorKind::TooLarge, format!("the Parquet file would decode to {decoded} bytes")));
+    }
+    let mut table = TableDecoder::new(request)?;
+    let reader = builder.with_batch_size(8192).build().map_err(malformed)?;
+    for batch in reader {
+        let batch = batch.map_err(|error| Error::invalid(format!("the Parquet file is damaged: {error}")))?;
+        table.decode(&batch, collector)?;
+    }
+    Ok(())
+}
+
+/// Reads record batches of one schema.
+struct TableDecoder<'a> {
+    mapping: Option<&'a TableMapping>,
+    times: TimeReader,
+    row: u64,
+}
+
+impl<'a> TableDecoder<'a> {
+    fn new(request: &'a IngestRequest) -> Result<Self> {
+        let mapping = request.mapping.as_deref();
+        let zone = mapping.and_then(|m| m.time_zone.as_deref());
+        let format = mapping.and_then(|m| m.time_format.as_deref());
+        Ok(Self { mapping, times: TimeReader::new(request.precision, zone, format)?, row: 0 })
+    }
+
+    fn decode(&mut self, batch: &RecordBatch, collector: &mut Collector) -> Result<()> {
+        let columns: Vec<_> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let plan = TablePlan::new(&columns, self.mapping)?;
+        let column = |name: &str| -> Result<ArrayRef> {
+            batch.column_by_name(name).cloned().ok_or_else(|| Error::invalid(format!("column `{name}` is missing")))
+        };
+        let entity = plan.entity.as_deref().map(|name| text(name, &column(name)?)).transpose()?;
+        let optional = |name: &Option<String>| name.as_deref().map(|n| text(n, &column(n)?)).transpose();
+        let (entity_type, quality, metadata) =
+            (optional(&plan.entity_type)?, optional(&plan.quality)?, optional(&plan.metadata)?);
+        let time = TimeColumn::new(&plan.timestamp, &column(&plan.timestamp)?)?;
+        let values: Vec<(Option<StringArray>, &str, Option<StringArray>, Option<&str>, Float64Array)> =
+            match &plan.readings {
+                Readings::Long { metric, value, unit } => {
+                    vec![(Some(text(metric, &column(metric)?)?), "", optional(unit)?, None, number(value, &column(value)?)?)]
+                }
+                Readings::Wide(wide) => wide
+                    .iter()
+                    .map(|v| Ok((None, v.metric.as_str(), None, v.unit.as_deref(), number(&v.column, &column(&v.column)?)?)))
+                    .collect::<Result<_>>()?,
+            };
+        for i in 0..batch.num_rows() {
+            let row = self.row;
+            self.row += 1;
+            let get = |array: &'_ Option<StringArray>| -> Option<String> {
+                array.as_ref().filter(|a| a.is_valid(i)).map(|a| a.value(i).to_owned())
+            };
+            let entity = match (&entity, &plan.entity_name) {
+                (Some(column), _) if column.is_valid(i) => column.value(i),
+                (None, Some(name)) => name.as_str(),
+                _ => {
+                    collector.refuse(row, "invalid", "entity id is null");
+                    continue;
+                }
+            };
+            let entity_type = get(&entity_type);
+            let slot = match collector.structured_entity(entity, entity_type.as_deref()) {
+                Ok(slot) => slot,
+                Err((kind, message)) => {
+                    collector.refuse(row, kind, message);
+                    continue;
+                }
+            };
+            let ts = match time.read(i, &mut self.times, slot) {
+                Ok(ts) => ts,
+                Err(message) => {
+                    collector.refuse(row, "invalid", message);
+                    continue;
+                }
+            };
+            let (quality, metadata) = (get(&quality), get(&metadata));
+            for (metrics, metric, units, unit, values) in &values {
+                // In a wide table an empty cell is no reading; in a long one it is an error.
+                if values.is_null(i) {
+                    if metrics.is_some() {
+                        collector.refuse(row, "invalid", "value is null");
+                    }
+                    continue;
+                }
+                let (metric_text, unit_text) = (get(metrics), get(units));
+                collector.push(
+                    row,
+                    &RawReading {
+                        entity,
+                        entity_type: entity_type.as_deref(),
+                        ts,
+                        metric: metric_text.as_deref().unwrap_or(metric),
+                        value: values.value(i),
+                        unit: unit_text.as_deref().or(*unit),
+                        quality: quality.as_deref(),
+                        metadata: metadata.as_deref(),
+                    },
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A time column in one of the forms that files have.
+enum TimeColumn {
+    Instant(ArrayRef),
+    Local(ArrayRef),
+    Text(StringArray),
+    Number(ArrayRef),
+}
+
+impl TimeColumn {
+    fn new(name: &str, array: &ArrayRef) -> Result<Self> {
+        let cast = |to: &DataType| {
+            arrow::compute::cast(array, to)
+                .map_err(|error| Error::invalid(format!("column `{name}` is not a time: {error}")))
+        };
+        match array.data_type() {
+            DataType::Timestamp(_, Some(_)) => {
+                Ok(Self::Instant(cast(&DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC"))))?))
+            }
+            DataType::Timestamp(_, None) | DataType::Date32 | DataType::Date64 => {
+                Ok(Self::Local(cast(&DataType::Timestamp(TimeUnit::Microsecond, None))?))
+            }
+            t if t.is_integer() => Ok(Self::Number(cast(&DataType::Int64)?)),
+            _ => Ok(Self::Text(text(name, array)?)),
+        }
+    }
+
+    fn read(&self, i: usize, times: &mut TimeReader, series: u32) -> Result<i64, String> {
+        let is_null = match self {
+            Self::Instant(array) | Self::Local(array) | Self::Number(array) => array.is_null(i),
+            Self::Text(array) => array.is_null(i),
+        };
+        if is_null {
+            return Err("timestamp is null".to_owned());
+        }
+        match self {
+            Self::Instant(array) => Ok(array.as_primitive::<TimestampMicrosecondType>().value(i)),
+            Self::Local(array) => times.read_naive(array.as_primitive::<TimestampMicrosecondType>().value(i), series),
+            Self::Number(array) => times.read(&array.as_primitive::<Int64Type>().value(i).to_string(), series),
+            Self::Text(array) => times.read(array.value(i), series),
+        }
+    }
+}
+
+fn text(name: &str, array: &ArrayRef) -> Result<StringArray> {
+    let array = arrow::compute::cast(array, &DataType::Utf8)
+        .map_err(|error| Error::invalid(format!("column `{name}` is not text: {error}")))?;
+    Ok(array.as_string::<i32>().clone())
+}
+
+fn number(name: &str, array: &ArrayRef) -> Result<Float64Array> {
+    let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
+    let array = arrow::compute::cast_with_options(array, &DataType::Float64, &options)
+        .map_err(|error| Error::invalid(format!("column `{name}` is not a number: {error}")))?;
+    Ok(array.as_primitive().clone())
+}

@@ -1,0 +1,448 @@
+//! [`Engine`]: starting, writing, flushing, reading, stopping.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use parking_lot::Mutex as SyncMutex;
+use serde::Serialize;
+use tokio::sync::{Mutex, Notify, oneshot, watch};
+use wattlake_catalog::{Catalog, DataFile, EntityId, Manifest, SnapshotAt, SnapshotId};
+use wattlake_config::Settings;
+
+use crate::{
+    Batch, Clock, DataDir, Error, ErrorKind, MetricRegistry, Result, SeriesKey, Storage,
+    archive::{find_rows, read_positions},
+    flush::{Flusher, wanted_series},
+    series::SeriesTable,
+    version::{HotSeries, HotView, Versions},
+    wal::{DiskFiles, Log, encode_chunk, recover},
+    writer::{self, Command, PendingWrite, Writer, WriterOptions, WriterStats},
+};
+
+/// Longest wait between two attempts of a failing flush.
+const FLUSH_RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// The storage engine of one data directory.
+pub struct Engine {
+    settings: Settings,
+    clock: Clock,
+    metrics: MetricRegistry,
+    catalog: Arc<Catalog>,
+    storage: Storage,
+    versions: Arc<Versions>,
+    flusher: Flusher,
+    /// Held while frozen memtables are written out.
+    flush_lock: Mutex<()>,
+    writer: SyncMutex<Option<Writer>>,
+    stats: Arc<WriterStats>,
+    inflight_bytes: AtomicUsize,
+    is_stopping: AtomicBool,
+    frozen: Arc<Notify>,
+    failed: watch::Receiver<Option<Error>>,
+    last_flush_error: SyncMutex<Option<String>>,
+    background: SyncMutex<Option<tokio::task::JoinHandle<()>>>,
+    _data_dir: DataDir,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+/// Numbers for `/api/status`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EngineStatus {
+    pub snapshot_id: i64,
+    pub data_files: usize,
+    pub delete_files: usize,
+    pub archive_rows: u64,
+    pub archive_bytes: u64,
+    pub memory_rows: usize,
+    pub memory_bytes: usize,
+    pub memory_budget_bytes: u64,
+    pub frozen_memtables: usize,
+    pub series_seen: usize,
+    pub wal_sequence: u64,
+    pub wal_segments: u64,
+    pub wal_syncs: u64,
+    pub last_flush_error: Option<String>,
+}
+
+/// What one query reads: the files of a snapshot and the readings in memory, frozen in time.
+#[derive(Clone, Debug)]
+pub struct ReadView {
+    pub manifest: Arc<Manifest>,
+    pub hot: HotView,
+    versions: Arc<Versions>,
+    storage: Storage,
+}
+
+impl Engine {
+    /// Recovers the log and starts writing and flushing.
+    ///
+    /// # Errors
+    /// Damage of the log (WAL-3) or of the catalog; an unreadable data directory.
+    pub async fn start(
+        settings: &Settings,
+        data_dir: DataDir,
+        storage: Storage,
+        catalog: Arc<Catalog>,
+        clock: Clock,
+    ) -> Result<Arc<Self>> {
+        let unfinished = storage.remove_unfinished()?;
+        let watermark = catalog.wal_checkpoint().await?;
+        let manifest = catalog.manifest(SnapshotAt::Latest).await?;
+        let series = Arc::new(SeriesTable::default());
+        let versions = Arc::new(Versions::new(manifest, Arc::clone(&series)));
+        let wal_dir = data_dir.wal()?;
+        let flush_bytes_max = settings.flush.max_bytes.as_usize();
+        let recovered = {
+            let (versions, wal_dir) = (Arc::clone(&versions), wal_dir.clone());
+            let replay = move || {
+                recover(&wal_dir, watermark, |sequence, batches| {
+                    for batch in &batches {
+                        versions.current().active.apply(batch, &versions.series.intern(&batch.table));
+                    }
+                    if versions.current().active.bytes() >= flush_bytes_max {
+                        versions.freeze(sequence);
+                    }
+                })
+            };
+            tokio::task::spawn_blocking(replay)
+                .await
+                .map_err(|error| Error::internal(format!("recovery panicked: {error}")))??
+        };
+        tracing::info!(
+            frames = recovered.replayed_frames,
+            torn_bytes = recovered.torn_bytes,
+            unfinished_files = unfinished,
+            snapshot = versions.current().manifest.snapshot.0,
+            "recovered"
+        );
+        let next = recovered.next_sequence;
+        let segment_bytes = settings.wal.segment_bytes.0;
+        let log = Log::new(&wal_dir, Box::new(DiskFiles), segment_bytes, recovered.segments, next);
+        let frozen = Arc::new(Notify::new());
+        let (failed_sender, failed) = watch::channel(None);
+        let writer = writer::spawn(
+            log,
+            Arc::clone(&versions),
+            WriterOptions {
+                durability: settings.wal.durability,
+                flush_bytes_max,
+                frozen: Arc::clone(&frozen),
+                failed: failed_sender,
+            },
+        )?;
+        let flusher = Flusher {
+            storage: storage.clone(),
+            catalog: Arc::clone(&catalog),
+            versions: Arc::clone(&versions),
+        };
+        let engine = Arc::new(Self {
+            settings: settings.clone(),
+            clock,
+            metrics: MetricRegistry::new(&settings.metrics),
+            catalog,
+            storage,
+            versions,
+            flusher,
+            flush_lock: Mutex::new(()),
+            stats: Arc::clone(&writer.stats),
+            writer: SyncMutex::new(Some(writer)),
+            inflight_bytes: AtomicUsize::new(0),
+            is_stopping: AtomicBool::new(false),
+            frozen,
+            failed,
+            last_flush_error: SyncMutex::new(None),
+            background: SyncMutex::new(None),
+            _data_dir: data_dir,
+        });
+        let background = tokio::spawn(Arc::clone(&engine).flush_loop());
+        *engine.background.lock() = Some(background);
+        Ok(engine)
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub fn metrics(&self) -> &MetricRegistry {
+        &self.metrics
+    }
+
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Set once when the log is broken: the process must end and recover by replay (WAL-4).
+    pub fn failed(&self) -> watch::Receiver<Option<Error>> {
+        self.failed.clone()
+    }
+
+    /// Stores a batch; on `Ok` it is durable (WAL-1) and visible to every later query.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] when memory is full, [`ErrorKind::StorageFull`] when the disk is; nothing of the batch
+    /// is stored then.
+    ///
+    /// # Cancel safety
+    /// Once queued the batch is stored even if nobody waits for the answer.
+    pub async fn write(&self, batch: Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        if self.is_stopping.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Unavailable, "the server is stopping"));
+        }
+        let bytes = batch.memory_bytes();
+        let _reservation = self.reserve(bytes)?;
+        let rows = batch.len() as u64;
+        let interned = self.versions.series.intern(&batch.table);
+        let chunk = encode_chunk(&batch);
+        let (ack, answer) = oneshot::channel();
+        self.send(Command::Write(PendingWrite { batch, interned, chunk, ack }))?;
+        answer.await.map_err(|_| Error::internal("the writer thread ended"))??;
+        metrics::counter!("wattlake_readings_stored_total").increment(rows);
+        Ok(())
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<Reservation<'_>> {
+        let inflight = self.inflight_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let reservation = Reservation { inflight: &self.inflight_bytes, bytes };
+        let budget = self.settings.memory.budget;
+        let used = self.versions.hot_bytes() + inflight;
+        if used > budget.as_usize() {
+            metrics::counter!("wattlake_writes_refused_total", "reason" => "memory").increment(1);
+            self.frozen.notify_one();
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("memory.budget of {budget} is in use while readings wait to be flushed; try again"),
+            ));
+        }
+        Ok(reservation)
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        let writer = self.writer.lock();
+        let writer =
+            writer.as_ref().ok_or_else(|| Error::new(ErrorKind::Unavailable, "the server is stopping"))?;
+        writer.sender.send(command).map_err(|_| Error::internal("the writer thread ended"))
+    }
+
+    /// Writes out everything that was acknowledged before the call and answers the snapshot that holds it.
+    pub async fn flush(self: &Arc<Self>) -> Result<SnapshotId> {
+        let engine = Arc::clone(self);
+        // Owned, so that a caller that stops waiting does not tear it.
+        tokio::spawn(async move { engine.flush_now().await })
+            .await
+            .map_err(|error| Error::internal(format!("the flush panicked: {error}")))?
+    }
+
+    async fn flush_now(&self) -> Result<SnapshotId> {
+        let (reply, frozen) = oneshot::channel();
+        self.send(Command::Freeze(reply))?;
+        frozen.await.map_err(|_| Error::internal("the writer thread ended"))?;
+        self.flush_frozen().await?;
+        Ok(self.versions.current().manifest.snapshot)
+    }
+
+    async fn flush_frozen(&self) -> Result<()> {
+        let _guard = self.flush_lock.lock().await;
+        let started = std::time::Instant::now();
+        loop {
+            let outcome = self.flusher.flush_oldest().await;
+            *self.last_flush_error.lock() = outcome.as_ref().err().map(ToString::to_string);
+            match outcome? {
+                None => return Ok(()),
+                Some((snapshot, sequence)) => {
+                    metrics::counter!("wattlake_flushes_total").increment(1);
+                    metrics::histogram!("wattlake_flush_seconds").record(started.elapsed());
+                    tracing::debug!(snapshot = snapshot.0, sequence, "flushed");
+                    self.send(Command::Release(sequence))?;
+                }
+            }
+        }
+    }
+
+    /// Flushes by age and whenever a memtable was frozen; a failing flush is tried again, ever more slowly.
+    async fn flush_loop(self: Arc<Self>) {
+        let interval = self.settings.flush.interval.0;
+        let tick = (interval / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
+        let mut retry = tick;
+        while !self.is_stopping.load(Ordering::Acquire) {
+            let _ = tokio::time::timeout(tick, self.frozen.notified()).await;
+            let version = self.versions.current();
+            let is_due = version.active.rows() > 0 && version.active.age() >= interval;
+            if !is_due && version.frozen.is_empty() {
+                continue;
+            }
+            let outcome = if is_due { self.flush().await.map(drop) } else { self.flush_frozen().await };
+            match outcome {
+                Ok(()) => retry = tick,
+                Err(_) if self.is_stopping.load(Ordering::Acquire) => {}
+                Err(error) => {
+                    metrics::counter!("wattlake_flush_failures_total").increment(1);
+                    tracing::error!(%error, retry_in = ?retry, "flush failed; readings stay in the log and in memory");
+                    tokio::time::sleep(retry).await;
+                    retry = (retry * 2).min(FLUSH_RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    /// Flushes, then stops the writer thread; afterwards every write is refused.
+    ///
+    /// # Errors
+    /// When the last flush failed; what it would have written is still in the log.
+    pub async fn stop(self: &Arc<Self>) -> Result<()> {
+        let flushed = self.flush().await;
+        self.is_stopping.store(true, Ordering::Release);
+        let background = self.background.lock().take();
+        if let Some(background) = background {
+            background.abort();
+            let _ = background.await;
+        }
+        let last = self.flush().await;
+        let writer = self.writer.lock().take();
+        if let Some(Writer { sender, thread, .. }) = writer {
+            drop(sender);
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                return Err(Error::internal("the writer thread panicked"));
+            }
+        }
+        flushed.and(last).map(drop)
+    }
+
+    /// Ends as a kill would: no flush, nothing more is written.
+    #[cfg(test)]
+    pub(crate) async fn abandon(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        let background = self.background.lock().take();
+        if let Some(background) = background {
+            background.abort();
+            let _ = background.await;
+        }
+        let writer = self.writer.lock().take();
+        if let Some(Writer { sender, thread, .. }) = writer {
+            drop(sender);
+            thread.join().expect("writer thread");
+        }
+        self.catalog.close().await;
+    }
+
+    /// The newest state: all committed files and every acknowledged reading.
+    pub fn read_view(&self) -> ReadView {
+        let version = self.versions.current();
+        ReadView {
+            manifest: Arc::clone(&version.manifest),
+            hot: HotView::new(&version, &self.versions.series),
+            versions: Arc::clone(&self.versions),
+            storage: self.storage.clone(),
+        }
+    }
+
+    /// The files as of an instant; readings that were then only in memory are not in it.
+    pub async fn read_view_at(&self, at: Timestamp) -> Result<ReadView> {
+        let manifest = self.catalog.manifest(SnapshotAt::Time(at)).await?;
+        Ok(ReadView {
+            manifest: Arc::new(manifest),
+            hot: HotView::empty(&self.versions.series),
+            versions: Arc::clone(&self.versions),
+            storage: self.storage.clone(),
+        })
+    }
+
+    pub fn status(&self) -> EngineStatus {
+        let version = self.versions.current();
+        let manifest = &version.manifest;
+        EngineStatus {
+            snapshot_id: manifest.snapshot.0,
+            data_files: manifest.files.len(),
+            delete_files: manifest.files.iter().filter(|file| file.delete.is_some()).count(),
+            archive_rows: manifest.live_rows(),
+            archive_bytes: manifest.files.iter().map(|file| file.stored.bytes).sum(),
+            memory_rows: version.active.rows()
+                + version.frozen.iter().map(|frozen| frozen.memtable.rows()).sum::<usize>(),
+            memory_bytes: self.versions.hot_bytes(),
+            memory_budget_bytes: self.settings.memory.budget.0,
+            frozen_memtables: version.frozen.len(),
+            series_seen: self.versions.series.len(),
+            wal_sequence: self.stats.last_sequence.load(Ordering::Relaxed),
+            wal_segments: self.stats.closed_segments.load(Ordering::Relaxed)
+                + u64::from(self.stats.segment_bytes.load(Ordering::Relaxed) > 0),
+            wal_syncs: self.stats.syncs.load(Ordering::Relaxed),
+            last_flush_error: self.last_flush_error.lock().clone(),
+        }
+    }
+}
+
+/// Memory promised to a batch until it is applied.
+struct Reservation<'a> {
+    inflight: &'a AtomicUsize,
+    bytes: usize,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.inflight.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+impl ReadView {
+    /// The rows of a file that this view must not show: deleted ones, and those that a reading in memory supersedes.
+    /// `hot_late` comes from [`ReadView::late_rows`].
+    pub async fn hidden_rows(&self, file: &DataFile, hot_late: &[HotSeries]) -> Result<Vec<u64>> {
+        let mut hidden = match &file.delete {
+            Some(delete) => read_positions(&self.storage, delete).await?,
+            None => Vec::new(),
+        };
+        let wanted: Vec<_> = hot_late.iter().filter_map(|series| wanted_series(file, series)).collect();
+        if !wanted.is_empty() {
+            let found = find_rows(&self.storage, file, &wanted).await?;
+            hidden.extend(found.iter().map(|found| found.position));
+            hidden.sort_unstable();
+            hidden.dedup();
+        }
+        Ok(hidden)
+    }
+
+    /// Readings in memory that may supersede rows in files.
+    pub fn late_rows(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<HotSeries> {
+        self.hot.late(&self.versions, from, to, wanted)
+    }
+
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The latest hot row of each wanted series.
+    pub fn latest_hot(&self, wanted: impl Fn(&SeriesKey) -> bool) -> BTreeMap<(EntityId, String), HotSeries> {
+        let series = self.hot.select(i64::MIN, i64::MAX, wanted);
+        series
+            .into_iter()
+            .map(|mut series| {
+                series.rows.drain(..series.rows.len().saturating_sub(1));
+                ((series.key.entity, series.key.metric.to_string()), series)
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,141 @@
+//! From decoded rows to a batch: entities are resolved (or registered), metrics and units normalised, times and numbers
+//! checked. A bad row is reported and nothing else is lost.
+
+mod collector;
+mod mapping;
+mod register;
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex as SyncMutex;
+use serde::Serialize;
+use tokio::sync::Mutex;
+use wattlake_catalog::SiteId;
+
+pub(crate) use collector::{Collector, Context, RawReading, SeriesSlot, parse_quality};
+pub use mapping::{TableMapping, ValueColumn};
+
+use crate::{BodyFormat, Engine, Error, Result, TimePrecision, decode};
+
+/// Errors reported in full; further ones are only counted.
+const ERRORS_REPORTED_MAX: usize = 100;
+
+/// A body of readings with everything that its sender said about it.
+#[derive(Clone, Debug)]
+pub struct IngestRequest {
+    pub format: BodyFormat,
+    /// Decompressed.
+    pub body: Bytes,
+    /// The unit of numeric timestamps.
+    pub precision: Option<TimePrecision>,
+    /// All rows or none.
+    pub is_atomic: bool,
+    /// The site on which unknown entities are registered: the bucket or database of line protocol.
+    pub site: String,
+    /// How the columns of a table are to be read; only for CSV, NDJSON, Arrow and Parquet.
+    pub mapping: Option<Arc<TableMapping>>,
+    /// Only entities of these sites may be written; empty: all.
+    pub allowed_sites: Vec<SiteId>,
+    /// Check everything, store and register nothing.
+    pub is_dry_run: bool,
+}
+
+/// What became of the rows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct IngestReport {
+    pub accepted: u64,
+    pub rejected: u64,
+    /// The first ones.
+    pub errors: Vec<RowError>,
+    /// Text and boolean fields of line protocol that are not readings.
+    #[serde(rename = "skippedFields", skip_serializing_if = "is_zero")]
+    pub skipped_fields: u64,
+    /// Meters registered because nobody knew them.
+    #[serde(rename = "registered", skip_serializing_if = "is_zero")]
+    pub registered: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// Why a row was refused.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RowError {
+    /// 0-based index of the reading; for line protocol the 1-based line.
+    pub row: u64,
+    pub kind: &'static str,
+    pub message: String,
+}
+
+/// Registers what is unknown, one request at a time and not too fast.
+#[derive(Debug)]
+pub(crate) struct Registrar {
+    /// One registration at a time, so that two requests with one new series make one meter.
+    turn: Mutex<()>,
+    /// Start of the current minute and registrations in it.
+    window: SyncMutex<(Instant, u32)>,
+}
+
+impl Default for Registrar {
+    fn default() -> Self {
+        Self { turn: Mutex::default(), window: SyncMutex::new((Instant::now(), 0)) }
+    }
+}
+
+/// The door of the engine: decode, check, store.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    engine: Arc<Engine>,
+    registrar: Arc<Registrar>,
+}
+
+impl Ingest {
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, registrar: Arc::default() }
+    }
+
+    /// Decodes a body and stores its good rows durably.
+    ///
+    /// # Errors
+    /// When the body as a whole cannot be read, or storing fails; nothing is stored then. Bad rows are no error but in
+    /// the report; with `is_atomic` nothing is stored when there is one.
+    pub async fn ingest(&self, request: IngestRequest) -> Result<IngestReport> {
+        let context = Context::new(&self.engine, &request);
+        let (is_atomic, is_dry_run) = (request.is_atomic, request.is_dry_run);
+        let site = request.site.clone();
+        // Decoding is CPU work and a damaged Arrow or Parquet body may panic in its library.
+        let decoded = tokio::task::spawn_blocking(move || {
+            let mut collector = Collector::new(context);
+            decode::decode(&request, &mut collector).map(|()| collector)
+        });
+        let mut collector = match decoded.await {
+            Ok(collector) => collector?,
+            Err(_) => return Err(Error::invalid("the body is damaged: its decoder failed")),
+        };
+        if is_atomic && collector.rejected() > 0 {
+            return Ok(collector.into_nothing());
+        }
+        let mut registered = 0;
+        if !is_dry_run && collector.has_unknown() {
+            registered = self.register(&mut collector, &site).await?;
+        }
+        let (batch, mut report) = collector.finish();
+        report.registered = registered;
+        if is_atomic && report.rejected > 0 {
+            report.accepted = 0;
+            return Ok(report);
+        }
+        if !is_dry_run {
+            self.engine.write(batch).await?;
+        }
+        metrics::counter!("wattlake_readings_rejected_total").increment(report.rejected);
+        Ok(report)
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+}

@@ -1,0 +1,39 @@
+//! The storage engine: decoding and checking readings, the write-ahead log, the memtable, flush to Parquet, and the
+//! consistent view that queries read.
+//!
+//! The path of a reading: [`decode`] -> [`Ingest`] (validate, normalise, resolve) -> [`Engine::write`] (log, group
+//! commit, memtable, acknowledge) -> flush (sort, merge, Parquet and delete files, one catalog transaction). Threads:
+//! one writer thread owns the log; one flush task owns the manifest; readers only hold `Arc`s. Locks are taken in the
+//! order flush lock, version change, memtable, series table.
+
+mod archive;
+mod batch;
+mod clock;
+mod data_dir;
+mod decode;
+mod engine;
+mod error;
+mod flush;
+mod ingest;
+mod memtable;
+mod metric;
+mod series;
+mod version;
+mod wal;
+mod writer;
+
+pub use archive::{Storage, StorageKind, measurement_schema};
+pub use batch::{Batch, BatchSeries};
+pub use clock::Clock;
+pub use data_dir::DataDir;
+pub use decode::{BodyFormat, ContentEncoding, TimePrecision, decompress, parse_timestamp};
+pub use engine::{Engine, EngineStatus, ReadView};
+pub use error::{Error, ErrorKind, Result};
+pub use ingest::{Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn};
+pub use memtable::{HotRow, merge_newest_wins};
+pub use metric::{Conversion, Metric, MetricRegistry};
+pub use series::{SeriesId, SeriesKey};
+pub use version::{HotSeries, HotView};
+
+#[cfg(test)]
+mod tests;

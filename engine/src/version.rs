@@ -1,0 +1,203 @@
+//! What a query reads: one version of the archive's files together with the readings still in memory.
+//!
+//! A [`Version`] is immutable but for its active memtable, which only grows. The writer thread replaces it when the
+//! active memtable is frozen, the flush when frozen rows have become files; readers hold an `Arc` of theirs.
+
+use std::sync::Arc;
+
+use ahash::{HashMap, HashMapExt};
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use wattlake_catalog::Manifest;
+
+use crate::{
+    memtable::{HotRow, Memtable, Visible, merge_newest_wins},
+    series::{SeriesId, SeriesKey, SeriesTable},
+};
+
+/// A memtable that takes no more rows, waiting for or in flush.
+#[derive(Clone, Debug)]
+pub(crate) struct Frozen {
+    pub memtable: Arc<Memtable>,
+    /// The last WAL sequence number in it.
+    pub last_sequence: u64,
+}
+
+/// One state of the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    pub manifest: Arc<Manifest>,
+    /// Oldest first.
+    pub frozen: Vec<Frozen>,
+    pub active: Arc<Memtable>,
+}
+
+/// The current version, and what is known about flushed series.
+#[derive(Debug)]
+pub(crate) struct Versions {
+    current: ArcSwap<Version>,
+    /// Serialises changes; readers do not take it.
+    change: Mutex<()>,
+    pub series: Arc<SeriesTable>,
+    high_water: RwLock<HighWater>,
+}
+
+/// Latest flushed timestamp per series: a row above it is in no file.
+#[derive(Debug, Default)]
+struct HighWater {
+    exact: HashMap<SeriesId, i64>,
+    /// For series not flushed by this process: the latest timestamp of any file at start.
+    others: i64,
+}
+
+impl Versions {
+    pub(crate) fn new(manifest: Manifest, series: Arc<SeriesTable>) -> Self {
+        let others = manifest.files.iter().map(|file| file.bounds.max_ts).max().unwrap_or(i64::MIN);
+        let version =
+            Version { manifest: Arc::new(manifest), frozen: Vec::new(), active: Arc::default() };
+        Self {
+            current: ArcSwap::from_pointee(version),
+            change: Mutex::new(()),
+            series,
+            high_water: RwLock::new(HighWater { exact: HashMap::new(), others }),
+        }
+    }
+
+    pub(crate) fn current(&self) -> Arc<Version> {
+        self.current.load_full()
+    }
+
+    /// Freezes the active memtable when it holds rows.
+    pub(crate) fn freeze(&self, last_sequence: u64) {
+        let _guard = self.change.lock();
+        let version = self.current();
+        if version.active.rows() == 0 {
+            return;
+        }
+        let mut frozen = version.frozen.clone();
+        frozen.push(Frozen { memtable: Arc::clone(&version.active), last_sequence });
+        let manifest = Arc::clone(&version.manifest);
+        self.current.store(Arc::new(Version { manifest, frozen, active: Arc::default() }));
+    }
+
+    /// Puts a new manifest in place and drops the oldest frozen memtable, whose rows are in it.
+    ///
+    /// `flushed` is raised first: a reader of the new version must not take a file's row for a new one.
+    pub(crate) fn publish(&self, manifest: Manifest, flushed: &[(SeriesId, i64)], drop_oldest: bool) {
+        {
+            let mut high_water = self.high_water.write();
+            let others = high_water.others;
+            for (id, ts) in flushed {
+                let mark = high_water.exact.entry(*id).or_insert(others);
+                *mark = (*mark).max(*ts);
+            }
+        }
+        let _guard = self.change.lock();
+        let version = self.current();
+        let skip = usize::from(drop_oldest);
+        let frozen = version.frozen.iter().skip(skip).cloned().collect();
+        let active = Arc::clone(&version.active);
+        self.current.store(Arc::new(Version { manifest: Arc::new(manifest), frozen, active }));
+    }
+
+    /// A row of the series at or below this may already be in a file.
+    pub(crate) fn high_water(&self, id: SeriesId) -> i64 {
+        let high_water = self.high_water.read();
+        high_water.exact.get(&id).copied().unwrap_or(high_water.others)
+    }
+
+    /// Bytes in memory, frozen ones included.
+    pub(crate) fn hot_bytes(&self) -> usize {
+        let version = self.current();
+        version.active.bytes() + version.frozen.iter().map(|f| f.memtable.bytes()).sum::<usize>()
+    }
+}
+
+/// The readings in memory as one query sees them.
+#[derive(Clone, Debug)]
+pub struct HotView {
+    parts: Vec<(Arc<Memtable>, Visible)>,
+    series: Arc<SeriesTable>,
+}
+
+/// The merged hot rows of one series.
+#[derive(Clone, Debug)]
+pub struct HotSeries {
+    pub id: SeriesId,
+    pub key: Arc<SeriesKey>,
+    /// By time, each time once.
+    pub rows: Vec<HotRow>,
+}
+
+impl HotView {
+    pub(crate) fn new(version: &Version, series: &Arc<SeriesTable>) -> Self {
+        let memtables = version.frozen.iter().map(|f| &f.memtable).chain([&version.active]);
+        let parts = memtables.map(|m| (Arc::clone(m), m.visible())).collect();
+        Self { parts, series: Arc::clone(series) }
+    }
+
+    /// A view of one frozen memtable.
+    pub(crate) fn of_frozen(frozen: &Frozen, series: &Arc<SeriesTable>) -> Self {
+        let parts = vec![(Arc::clone(&frozen.memtable), frozen.memtable.visible())];
+        Self { parts, series: Arc::clone(series) }
+    }
+
+    /// No readings in memory, for queries of an earlier snapshot.
+    pub(crate) fn empty(series: &Arc<SeriesTable>) -> Self {
+        Self { parts: Vec::new(), series: Arc::clone(series) }
+    }
+
+    /// Rows with `from <= ts < to` of the series that `wanted` picks, merged, in the order of files.
+    pub fn select(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<HotSeries> {
+        self.collect(from, wanted, |_| to)
+    }
+
+    /// Rows that may supersede a row in a file: those not above their series' high-water mark.
+    pub(crate) fn late(
+        &self,
+        versions: &Versions,
+        from: i64,
+        to: i64,
+        wanted: impl Fn(&SeriesKey) -> bool,
+    ) -> Vec<HotSeries> {
+        self.collect(from, wanted, |id| versions.high_water(id).saturating_add(1).min(to))
+    }
+
+    fn collect(
+        &self,
+        from: i64,
+        wanted: impl Fn(&SeriesKey) -> bool,
+        end_of: impl Fn(SeriesId) -> i64,
+    ) -> Vec<HotSeries> {
+        let mut earliest: HashMap<SeriesId, i64> = HashMap::new();
+        for (memtable, _) in &self.parts {
+            for (id, min_ts) in memtable.series() {
+                let entry = earliest.entry(id).or_insert(min_ts);
+                *entry = (*entry).min(min_ts);
+            }
+        }
+        let mut out = Vec::new();
+        for (id, min_ts) in earliest {
+            let to = end_of(id);
+            if min_ts >= to {
+                continue;
+            }
+            let key = self.series.key(id);
+            if !wanted(&key) {
+                continue;
+            }
+            let parts = self.parts.iter().flat_map(|(m, visible)| m.rows_of(id, *visible, from, to));
+            let rows = merge_newest_wins(parts.collect());
+            if !rows.is_empty() {
+                out.push(HotSeries { id, key, rows });
+            }
+        }
+        out.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
+        out
+    }
+
+    /// The text of an interned unit.
+    pub fn unit(&self, row: &HotRow) -> Arc<str> {
+        self.series.unit(row.unit)
+    }
+}

@@ -1,0 +1,181 @@
+//! The open log: appending frames, syncing, starting and deleting segments.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    frame,
+    segment::{self, Segment},
+};
+use crate::{Error, Result};
+
+/// An open segment file.
+pub(crate) trait SegmentFile: Send {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    fn sync(&mut self) -> io::Result<()>;
+    fn truncate(&mut self, len: u64) -> io::Result<()>;
+}
+
+/// Makes segment files; tests put failing ones in its place.
+pub(crate) trait SegmentFiles: Send {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// Segment files on a real disk.
+pub(crate) struct DiskFiles;
+
+impl SegmentFile for File {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        use std::io::Seek;
+        self.set_len(len)?;
+        self.seek(io::SeekFrom::Start(len)).map(drop)
+    }
+}
+
+impl SegmentFiles for DiskFiles {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).create(true).truncate(true).open(path)?))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
+
+/// Why an append was not made.
+#[derive(Debug)]
+pub(crate) enum AppendError {
+    /// Nothing of it is in the log; the log can go on.
+    Refused(Error),
+    /// What the log holds is unknown; nothing may be acknowledged any more (WAL-4).
+    Broken(Error),
+}
+
+/// A log that takes frames. Not thread-safe: it belongs to the writer thread.
+pub(crate) struct Log {
+    dir: PathBuf,
+    files: Box<dyn SegmentFiles>,
+    segment_bytes: u64,
+    closed: Vec<Segment>,
+    current: Option<Current>,
+    next_sequence: u64,
+    buffer: Vec<u8>,
+}
+
+struct Current {
+    file: Box<dyn SegmentFile>,
+    path: PathBuf,
+    first: u64,
+    len: u64,
+}
+
+impl Log {
+    pub(crate) fn new(
+        dir: &Path,
+        files: Box<dyn SegmentFiles>,
+        segment_bytes: u64,
+        closed: Vec<Segment>,
+        next_sequence: u64,
+    ) -> Self {
+        let dir = dir.to_owned();
+        Self { dir, files, segment_bytes, closed, current: None, next_sequence, buffer: Vec::new() }
+    }
+
+    /// The sequence number of the last frame.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.next_sequence - 1
+    }
+
+    /// Bytes of the open segment and number of closed ones.
+    pub(crate) fn size(&self) -> (u64, usize) {
+        (self.current.as_ref().map_or(0, |current| current.len), self.closed.len())
+    }
+
+    /// Writes one frame of [`encode_chunk`](super::encode_chunk)ed batches; it is durable only after [`Log::sync`].
+    pub(crate) fn append(&mut self, chunks: &[Vec<u8>]) -> Result<u64, AppendError> {
+        if self.current.as_ref().is_some_and(|current| current.len >= self.segment_bytes) {
+            self.rotate();
+        }
+        let current = match &mut self.current {
+            Some(current) => current,
+            None => self.current.insert(
+                start_segment(&*self.files, &self.dir, self.next_sequence).map_err(AppendError::Refused)?,
+            ),
+        };
+        let sequence = self.next_sequence;
+        self.buffer.clear();
+        frame::append_frame(sequence, chunks, &mut self.buffer);
+        if let Err(error) = current.file.append(&self.buffer) {
+            let refused = Error::io("write", &current.path, &error);
+            // Half a frame must not stay in front of a later whole one.
+            return Err(match current.file.truncate(current.len) {
+                Ok(()) => AppendError::Refused(refused),
+                Err(_) => AppendError::Broken(refused),
+            });
+        }
+        current.len += self.buffer.len() as u64;
+        self.next_sequence += 1;
+        Ok(sequence)
+    }
+
+    /// Makes all appended frames durable.
+    ///
+    /// # Errors
+    /// After an error the page cache may hold what the disk does not: the caller must stop (WAL-4).
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        match &mut self.current {
+            Some(current) => current.file.sync().map_err(|error| Error::io("sync", &current.path, &error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Closes the current segment; the next frame starts a new one. All its frames must be synced.
+    pub(crate) fn rotate(&mut self) {
+        if let Some(current) = self.current.take() {
+            let Current { path, first, .. } = current;
+            self.closed.push(Segment { path, first, last: self.next_sequence - 1 });
+        }
+    }
+
+    /// Deletes the closed segments whose frames are all in committed files.
+    pub(crate) fn delete_through(&mut self, watermark: u64) -> Result<()> {
+        let (done, keep): (Vec<_>, Vec<_>) =
+            self.closed.drain(..).partition(|segment| segment.last <= watermark);
+        self.closed = keep;
+        for segment in done {
+            match std::fs::remove_file(&segment.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("delete", &segment.path, &error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Creates a segment file; it is in its folder for good before any frame is.
+fn start_segment(files: &dyn SegmentFiles, dir: &Path, first: u64) -> Result<Current> {
+    let path = segment::path(dir, first);
+    let start = || {
+        let mut file = files.create(&path)?;
+        file.append(&segment::header(first))?;
+        file.sync()?;
+        files.sync_dir(dir)?;
+        Ok(file)
+    };
+    let file = start().map_err(|error: io::Error| Error::io("create", &path, &error))?;
+    Ok(Current { file, path, first, len: segment::HEADER_BYTES as u64 })
+}

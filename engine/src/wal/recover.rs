@@ -1,0 +1,117 @@
+//! Reading the log at start: whole frames are replayed, the torn tail of the last segment is cut off, any other damage
+//! stops start-up (WAL-3).
+
+use std::{fs::OpenOptions, path::Path};
+
+use memchr::memmem;
+
+use super::{
+    frame::{MAGIC, read_frame},
+    segment::{self, Segment},
+};
+use crate::{Error, Result, batch::Batch};
+
+/// What a recovery found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Recovered {
+    /// The segments that still hold frames above the watermark, or that wait to be deleted.
+    pub segments: Vec<Segment>,
+    pub next_sequence: u64,
+    /// Frames above the watermark.
+    pub replayed_frames: u64,
+    /// Bytes cut off the end of the last segment.
+    pub torn_bytes: u64,
+}
+
+/// Replays every frame above `watermark` in order.
+///
+/// # Errors
+/// Damage anywhere but in the torn tail, or missing segments, naming file and offset. Nothing is changed then.
+pub(crate) fn recover(
+    dir: &Path,
+    watermark: u64,
+    mut apply: impl FnMut(u64, Vec<Batch>),
+) -> Result<Recovered> {
+    let listed = segment::list(dir)?;
+    let mut found = Recovered { next_sequence: watermark + 1, ..Recovered::default() };
+    let mut expected: Option<u64> = None;
+    let count = listed.len();
+    for (i, (named_first, path)) in listed.into_iter().enumerate() {
+        let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, &error))?;
+        let is_last = i + 1 == count;
+        let damaged = |offset: usize, what: &str| {
+            Error::corrupt(format!(
+                "wal segment {} at offset {offset}: {what}; `wattlake repair` can set the damaged part aside",
+                path.display()
+            ))
+        };
+        let first = match segment::read_header(&bytes) {
+            Ok(first) => first,
+            // A crash while the segment was being made: no frame can be in it yet.
+            Err(_) if is_last && whole_frame_after(&bytes, 0, named_first).is_none() => {
+                std::fs::remove_file(&path).map_err(|error| Error::io("delete", &path, &error))?;
+                found.torn_bytes = bytes.len() as u64;
+                break;
+            }
+            Err(what) => return Err(damaged(0, &what)),
+        };
+        match expected {
+            Some(expected) if first != expected => {
+                return Err(damaged(0, &format!("starts with frame {first} where {expected} should follow")));
+            }
+            None if first > watermark + 1 => {
+                return Err(damaged(
+                    0,
+                    &format!("starts with frame {first}, but the catalog has only those up to {watermark}"),
+                ));
+            }
+            _ => {}
+        }
+        let mut sequence = first;
+        let mut offset = segment::HEADER_BYTES;
+        while offset < bytes.len() {
+            let frame = match read_frame(&bytes[offset..]) {
+                Ok(frame) if frame.sequence == sequence => frame,
+                Ok(frame) => {
+                    let what = format!("frame {} where {sequence} should follow", frame.sequence);
+                    return Err(damaged(offset, &what));
+                }
+                Err(what) => {
+                    if !is_last || whole_frame_after(&bytes, offset + 1, sequence).is_some() {
+                        return Err(damaged(offset, &what));
+                    }
+                    found.torn_bytes = (bytes.len() - offset) as u64;
+                    truncate(&path, offset as u64)?;
+                    break;
+                }
+            };
+            if sequence > watermark {
+                apply(sequence, frame.decode().map_err(|error| damaged(offset, &error.message))?);
+                found.replayed_frames += 1;
+            }
+            offset += frame.len;
+            sequence += 1;
+        }
+        expected = Some(sequence);
+        found.next_sequence = found.next_sequence.max(sequence);
+        found.segments.push(Segment { path, first, last: sequence - 1 });
+    }
+    Ok(found)
+}
+
+/// Where a whole, checksummed frame of this or a later sequence starts at or after `from`.
+fn whole_frame_after(bytes: &[u8], from: usize, sequence: u64) -> Option<usize> {
+    let tail = bytes.get(from..)?;
+    memmem::find_iter(tail, &MAGIC)
+        .map(|at| from + at)
+        .find(|at| read_frame(&bytes[*at..]).is_ok_and(|frame| frame.sequence >= sequence))
+}
+
+fn truncate(path: &Path, len: u64) -> Result<()> {
+    let cut = || {
+        let file = OpenOptions::new().write(true).open(path)?;
+        file.set_len(len)?;
+        file.sync_all()
+    };
+    cut().map_err(|error| Error::io("truncate", path, &error))
+}

@@ -1,0 +1,215 @@
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tempfile::TempDir;
+use wattlake_catalog::{EntityId, EntityType, Quality};
+
+use super::{
+    log::{SegmentFile, SegmentFiles},
+    recover::Recovered,
+    *,
+};
+use crate::{
+    ErrorKind,
+    batch::{Batch, BatchSeries},
+};
+
+fn batch(n: i64) -> Batch {
+    Batch {
+        table: vec![BatchSeries {
+            entity: EntityId(uuid::Uuid::from_u128(7)),
+            entity_type: EntityType::Meter,
+            metric: "power".into(),
+            unit: "kW".into(),
+        }],
+        series: vec![0, 0],
+        ts: vec![n * 10, n * 10 + 1],
+        value: vec![n as f64, 0.5],
+        quality: vec![Quality::Good, Quality::Estimated],
+        metadata: vec![(1, "{}".into())],
+        created_at: n,
+    }
+}
+
+fn open(dir: &Path, segment_bytes: u64, next_sequence: u64) -> Log {
+    Log::new(dir, Box::new(DiskFiles), segment_bytes, Vec::new(), next_sequence)
+}
+
+/// Writes frames 1..=n, one batch each, and answers the segment files.
+fn write_log(dir: &Path, frames: i64, segment_bytes: u64) -> Vec<PathBuf> {
+    let mut log = open(dir, segment_bytes, 1);
+    for n in 1..=frames {
+        assert_eq!(log.append(&[encode_chunk(&batch(n))]).expect("append"), n as u64);
+        log.sync().expect("sync");
+    }
+    segment::list(dir).expect("list").into_iter().map(|(_, path)| path).collect()
+}
+
+fn replay(dir: &Path, watermark: u64) -> crate::Result<(Vec<i64>, Recovered)> {
+    let mut seen = Vec::new();
+    let recovered =
+        recover(dir, watermark, |_, batches| seen.extend(batches.iter().map(|b| b.created_at)))?;
+    Ok((seen, recovered))
+}
+
+#[test]
+fn frames_above_the_watermark_are_replayed_in_order() {
+    let dir = TempDir::new().expect("dir");
+    assert!(write_log(dir.path(), 20, 600).len() > 3, "several segments");
+    let (seen, recovered) = replay(dir.path(), 5).expect("recovers");
+    assert_eq!(seen, (6..=20).collect::<Vec<_>>());
+    assert_eq!((recovered.next_sequence, recovered.torn_bytes), (21, 0));
+    let mut log = Log::new(dir.path(), Box::new(DiskFiles), 600, recovered.segments, 21);
+    log.append(&[encode_chunk(&batch(21)), encode_chunk(&batch(22))]).expect("append");
+    log.sync().expect("sync");
+    assert_eq!(replay(dir.path(), 19).expect("recovers").0, [20, 21, 22]);
+    log.delete_through(20).expect("delete");
+    assert_eq!(replay(dir.path(), 20).expect("recovers").0, [21, 22]);
+}
+
+/// WAL-3: cut at every byte of the last three frames, exactly the whole frames survive.
+#[test]
+fn torn_tail_is_dropped_at_every_byte() {
+    let dir = TempDir::new().expect("dir");
+    let path = write_log(dir.path(), 8, 1 << 20).remove(0);
+    let whole = std::fs::read(&path).expect("read");
+    let mut ends = vec![segment::HEADER_BYTES];
+    while let Ok(frame) = frame::read_frame(&whole[ends[ends.len() - 1]..]) {
+        ends.push(ends[ends.len() - 1] + frame.len);
+    }
+    assert_eq!(ends.len(), 9);
+    for cut in ends[5]..=whole.len() {
+        let frames = ends.iter().filter(|end| **end <= cut).count() - 1;
+        for tail in [&[][..], &[0; 64], &[0xa5; 64]] {
+            std::fs::write(&path, [&whole[..cut], tail].concat()).expect("write");
+            let (seen, recovered) = replay(dir.path(), 0).expect("recovers");
+            assert_eq!(seen, (1..=frames as i64).collect::<Vec<_>>(), "cut at {cut}");
+            assert_eq!(recovered.next_sequence, frames as u64 + 1);
+            assert_eq!(replay(dir.path(), 0).expect("recovers again").1.torn_bytes, 0);
+        }
+    }
+}
+
+/// A crash while a segment is created leaves less than a header.
+#[test]
+fn torn_segment_header_is_dropped() {
+    let dir = TempDir::new().expect("dir");
+    let paths = write_log(dir.path(), 6, 600);
+    let last = paths.last().expect("segments").clone();
+    let next = segment::path(dir.path(), 7);
+    for len in 0..segment::HEADER_BYTES {
+        std::fs::write(&next, &segment::header(7)[..len]).expect("write");
+        let (seen, recovered) = replay(dir.path(), 0).expect("recovers");
+        assert_eq!((seen.len(), recovered.next_sequence), (6, 7));
+        assert!(!next.exists() && last.exists());
+    }
+}
+
+/// Every single flipped bit before the last frame stops start-up with file and offset, and changes nothing on disk.
+#[test]
+fn flipped_bits_are_damage_not_tail() {
+    let dir = TempDir::new().expect("dir");
+    let paths = write_log(dir.path(), 6, 600);
+    for (i, path) in paths.iter().enumerate() {
+        let whole = std::fs::read(path).expect("read");
+        let is_last = i + 1 == paths.len();
+        let last_frame = if is_last { (whole.len() - segment::HEADER_BYTES) / 2 } else { 0 };
+        for bit in 0..(whole.len() - last_frame) * 8 {
+            let in_unused_bytes = (12..16).contains(&(bit / 8)) || (28..32).contains(&(bit / 8));
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(path, &flipped).expect("write");
+            match replay(dir.path(), 0) {
+                Err(error) => {
+                    assert_eq!(error.kind, ErrorKind::Corrupt);
+                    assert!(error.message.contains("offset") && error.message.contains(".wal"), "{error}");
+                    assert_eq!(std::fs::read(path).expect("read"), flipped);
+                }
+                Ok((seen, _)) => {
+                    assert!(in_unused_bytes, "bit {bit} of {} was accepted", path.display());
+                    assert_eq!(seen.len(), 6);
+                }
+            }
+        }
+        std::fs::write(path, &whole).expect("write");
+    }
+    assert_eq!(replay(dir.path(), 0).expect("recovers").0.len(), 6);
+}
+
+#[test]
+fn missing_segments_stop_start_up() {
+    let dir = TempDir::new().expect("dir");
+    let paths = write_log(dir.path(), 9, 200);
+    std::fs::remove_file(&paths[0]).expect("remove");
+    assert_eq!(replay(dir.path(), 0).expect_err("gap").kind, ErrorKind::Corrupt);
+    let first = segment::list(dir.path()).expect("list")[0].0;
+    assert!(replay(dir.path(), first - 1).is_ok(), "what is in files may be gone");
+    std::fs::remove_file(&paths[2]).expect("remove");
+    assert_eq!(replay(dir.path(), first - 1).expect_err("gap").kind, ErrorKind::Corrupt);
+}
+
+/// A disk that fails on demand.
+#[derive(Clone, Default)]
+struct FaultyDisk {
+    fail_append: Arc<AtomicBool>,
+    fail_truncate: Arc<AtomicBool>,
+}
+
+struct FaultyFile(Box<dyn SegmentFile>, FaultyDisk);
+
+impl SegmentFile for FaultyFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.1.fail_append.load(Ordering::Relaxed) {
+            self.0.append(&bytes[..bytes.len() / 2])?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.append(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        if self.1.fail_truncate.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.0.truncate(len)
+    }
+}
+
+impl SegmentFiles for FaultyDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(FaultyFile(DiskFiles.create(path)?, self.clone())))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        DiskFiles.sync_dir(dir)
+    }
+}
+
+#[test]
+fn full_disk_refuses_the_write_and_the_log_goes_on() {
+    let dir = TempDir::new().expect("dir");
+    let disk = FaultyDisk::default();
+    let mut log = Log::new(dir.path(), Box::new(disk.clone()), 1 << 20, Vec::new(), 1);
+    log.append(&[encode_chunk(&batch(1))]).expect("append");
+    disk.fail_append.store(true, Ordering::Relaxed);
+    match log.append(&[encode_chunk(&batch(2))]) {
+        Err(AppendError::Refused(error)) => assert_eq!(error.kind, ErrorKind::StorageFull),
+        other => panic!("{other:?}"),
+    }
+    disk.fail_append.store(false, Ordering::Relaxed);
+    assert_eq!(log.append(&[encode_chunk(&batch(3))]).expect("append"), 2);
+    log.sync().expect("sync");
+    assert_eq!(replay(dir.path(), 0).expect("recovers").0, [1, 3]);
+    disk.fail_append.store(true, Ordering::Relaxed);
+    disk.fail_truncate.store(true, Ordering::Relaxed);
+    assert!(matches!(log.append(&[encode_chunk(&batch(4))]), Err(AppendError::Broken(_))));
+}
