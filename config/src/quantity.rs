@@ -48,6 +48,11 @@ impl Period {
     pub const fn secs(n: u64) -> Self {
         Self(Duration::from_secs(n))
     }
+
+    /// The span that a text like `7d` names.
+    pub fn from_text(text: &str) -> Option<Duration> {
+        text.parse::<Self>().ok().map(|period| period.0)
+    }
 }
 
 impl fmt::Display for Period {

@@ -9,7 +9,7 @@ mod time;
 
 use std::str::FromStr;
 
-pub use body::{ContentEncoding, decompress};
+pub use body::{ContentEncoding, decompress, open_file};
 pub use time::{TimePrecision, parse_timestamp};
 
 use crate::{

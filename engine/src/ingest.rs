@@ -5,11 +5,11 @@ mod collector;
 mod mapping;
 mod register;
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex as SyncMutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use wattlake_catalog::SiteId;
 
@@ -42,17 +42,17 @@ pub struct IngestRequest {
 }
 
 /// What became of the rows.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct IngestReport {
     pub accepted: u64,
     pub rejected: u64,
     /// The first ones.
     pub errors: Vec<RowError>,
     /// Text and boolean fields of line protocol that are not readings.
-    #[serde(rename = "skippedFields", skip_serializing_if = "is_zero")]
+    #[serde(rename = "skippedFields", default, skip_serializing_if = "is_zero")]
     pub skipped_fields: u64,
     /// Meters registered because nobody knew them.
-    #[serde(rename = "registered", skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub registered: u64,
 }
 
@@ -62,11 +62,11 @@ fn is_zero(n: &u64) -> bool {
 }
 
 /// Why a row was refused.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RowError {
     /// 0-based index of the reading; for line protocol the 1-based line.
     pub row: u64,
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     pub message: String,
 }
 

@@ -274,7 +274,7 @@ async fn unknown_series_are_refused_without_auto_registration() {
     let body = format!("power,host=a value=1\npower,entity_id={a} value=1\n");
     let report = ingest.ingest(request(BodyFormat::LineProtocol, body)).await.expect("stored");
     assert_eq!((report.accepted, report.rejected), (1, 1));
-    assert_eq!((report.errors[0].row, report.errors[0].kind), (1, "unknown_entity"));
+    assert_eq!((report.errors[0].row, &*report.errors[0].kind), (1, "unknown_entity"));
 }
 
 mod bodies {
@@ -286,7 +286,7 @@ mod bodies {
     }
 
     fn kinds(report: &IngestReport) -> Vec<(u64, &str)> {
-        report.errors.iter().map(|error| (error.row, error.kind)).collect()
+        report.errors.iter().map(|error| (error.row, &*error.kind)).collect()
     }
 
     #[tokio::test]

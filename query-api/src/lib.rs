@@ -1,1 +1,15 @@
+//! Everything a user talks to: SQL and rollups over the engine's view, the HTTP interface, and the command line.
+//!
+//! [`query`] is the one service that answers questions; HTTP and the command line only translate. Queries run on a
+//! runtime of their own, so that they never take a thread from ingest.
 
+pub mod cli;
+mod error;
+mod http;
+mod query;
+mod rollup;
+mod server;
+mod sql;
+mod time;
+
+pub use error::{ApiError, Kind};

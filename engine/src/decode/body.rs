@@ -59,3 +59,23 @@ fn too_large(limit: usize) -> Error {
     let limit = wattlake_config::ByteCount(limit as u64);
     Error::new(ErrorKind::TooLarge, format!("the decoded body exceeds ingest.max_body_bytes = {limit}; send smaller batches"))
 }
+
+/// Opens a file for reading, decompressing gzip and zstd by their first bytes.
+///
+/// # Errors
+/// When the file cannot be opened or read.
+pub fn open_file(path: &std::path::Path) -> Result<Box<dyn std::io::BufRead + Send>> {
+    use std::io::{BufRead, BufReader};
+    let failed = |error: &std::io::Error| Error::io("read", path, error);
+    let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let head = reader.fill_buf().map_err(|error| failed(&error))?;
+    Ok(match head {
+        [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(1 << 20, flate2::bufread::MultiGzDecoder::new(reader))),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let decoder = zstd::stream::read::Decoder::with_buffer(reader).map_err(|error| failed(&error))?;
+            Box::new(BufReader::with_capacity(1 << 20, decoder))
+        }
+        _ => Box::new(reader),
+    })
+}

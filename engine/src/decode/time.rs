@@ -42,6 +42,19 @@ impl FromStr for TimePrecision {
 }
 
 impl TimePrecision {
+    /// The word that names it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nanoseconds => "ns",
+            Self::Microseconds => "us",
+            Self::Milliseconds => "ms",
+            Self::Seconds => "s",
+            Self::Minutes => "m",
+            Self::Hours => "h",
+            Self::Auto => "auto",
+        }
+    }
+
     /// Microseconds since 1970 UTC, or `None` when the number is out of range.
     pub(crate) fn to_micros(self, n: i64) -> Option<i64> {
         match self {

@@ -118,7 +118,7 @@ impl Collector {
     pub(crate) fn refuse(&mut self, row: u64, kind: &'static str, message: impl Into<String>) {
         self.report.rejected += 1;
         if self.report.errors.len() < ERRORS_REPORTED_MAX {
-            self.report.errors.push(RowError { row, kind, message: message.into() });
+            self.report.errors.push(RowError { row, kind: kind.into(), message: message.into() });
         }
     }
 

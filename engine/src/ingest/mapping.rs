@@ -1,11 +1,11 @@
 //! Column mappings of tables that do not have our column names.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// How to read a foreign table: which column is what, in which unit and time zone.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TableMapping {
     /// Unknown entities are registered on the site of this name.
@@ -29,7 +29,7 @@ pub struct TableMapping {
 }
 
 /// A column with readings of one metric.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValueColumn {
     pub column: String,

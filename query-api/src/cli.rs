@@ -1,0 +1,156 @@
+//! The command line. One verb, one file; exit codes: 0 ok, 1 failed, 2 usage or configuration, 73 data directory in use,
+//! 74 I/O error.
+
+mod config;
+mod demo;
+mod import;
+mod logging;
+mod remote;
+mod serve;
+mod sql;
+mod status;
+mod token;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use wattlake_config::{Layers, Settings};
+
+/// A time-series archive for energy fleets: durable ingest, open Parquet tables, SQL and rollups.
+#[derive(Debug, Parser)]
+#[command(name = "wattlake", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+const EXAMPLES: &str = "Examples:
+  wattlake demo                                        a running fleet to play with
+  wattlake serve --data-dir /var/lib/wattlake          the server
+  wattlake import readings.csv --map mapping.toml      bulk import
+  wattlake sql \"SELECT metric, count(*) FROM measurements GROUP BY metric\"";
+
+/// Flags of every command.
+#[derive(Clone, Debug, Args)]
+struct Common {
+    /// Settings file [default: wattlake.toml if present]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Data directory [default: ./wattlake-data]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Sets one setting, for example --set flush.interval=1m; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    assignments: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a complete system with a small fleet, 30 days of history and live readings
+    Demo(demo::DemoArgs),
+    /// Runs the server
+    Serve,
+    /// Asks a question in SQL
+    Sql(sql::SqlArgs),
+    /// Imports files in bulk
+    Import(import::ImportArgs),
+    /// Shows what the server or the data directory holds
+    Status(status::StatusArgs),
+    /// Makes, lists and revokes access tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Checks and shows the settings
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+}
+
+/// Why a command ended, and the exit code for it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+
+    pub(crate) fn in_use(message: impl Into<String>) -> Self {
+        Self { code: 73, message: message.into() }
+    }
+
+    pub(crate) fn io(message: impl Into<String>) -> Self {
+        Self { code: 74, message: message.into() }
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.code == 73
+    }
+}
+
+impl From<wattlake_config::ConfigError> for Failure {
+    fn from(error: wattlake_config::ConfigError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl Common {
+    /// The settings of all layers.
+    fn settings(&self) -> Result<Settings, Failure> {
+        let default_file = PathBuf::from("wattlake.toml");
+        let mut assignments = self.assignments.clone();
+        if let Some(dir) = &self.data_dir {
+            assignments.push(format!("data_dir={}", dir.display()));
+        }
+        let layers = Layers {
+            file: self.config.clone().or_else(|| default_file.exists().then_some(default_file)),
+            environment: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+            assignments,
+        };
+        Ok(layers.load()?)
+    }
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("wattlake: cannot start: {error}");
+            return ExitCode::from(74);
+        }
+    };
+    let outcome = runtime.block_on(run(cli));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("wattlake: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { command, common } = cli;
+    // Futures of whole commands are large; they live on the heap.
+    match command {
+        Command::Demo(args) => Box::pin(demo::run(&common, args)).await,
+        Command::Serve => Box::pin(serve::run(&common)).await,
+        Command::Sql(args) => Box::pin(sql::run(&common, args)).await,
+        Command::Import(args) => Box::pin(import::run(&common, args)).await,
+        Command::Status(args) => Box::pin(status::run(&common, args)).await,
+        Command::Token(command) => Box::pin(token::run(&common, command)).await,
+        Command::Config(command) => config::run(&common, &command),
+    }
+}

@@ -1,0 +1,299 @@
+//! `wattlake import`: files in chunks, straight into the data directory, or through the server that holds it.
+
+mod chunks;
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Deserialize;
+use serde_json::json;
+use wattlake_engine::{
+    BodyFormat, ErrorKind, Ingest, IngestReport, IngestRequest, TableMapping, TimePrecision,
+};
+
+use self::chunks::{Chunk, Chunks};
+use super::{
+    Common, Failure, logging,
+    remote::{Remote, RemoteArgs},
+};
+use crate::server;
+
+/// Errors printed in full.
+const ERRORS_SHOWN: usize = 10;
+/// How often a full memtable or a busy server is waited for.
+const RETRIES_MAX: u32 = 600;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  wattlake import readings.csv
+  wattlake import meters.csv.gz --map mapping.toml --dry-run
+  wattlake import dump.lp --format line-protocol --site plant-north
+
+A mapping file names the columns of a foreign table:
+  site = \"Households\"                  # where unknown entities are registered
+  timestamp = \"reading_datetime\"
+  time_zone = \"Australia/Brisbane\"     # of times without an offset
+  entity = \"customer_id\"               # a uuid or an external id
+  [[values]]
+  column = \"general_supply_kwh\"
+  metric = \"energy\"
+  unit = \"kWh\"")]
+pub(super) struct ImportArgs {
+    /// CSV, NDJSON, line protocol or Parquet, also gzip or zstd
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// csv, ndjson, line-protocol or parquet [default: by the file's name]
+    #[arg(long)]
+    format: Option<String>,
+    /// TOML file with column names, units and time zone
+    #[arg(long, value_name = "FILE")]
+    map: Option<PathBuf>,
+    /// Unit of numeric timestamps: s, ms, us or ns
+    #[arg(long)]
+    precision: Option<String>,
+    /// Site on which unknown entities are registered [default: that of the mapping, else the file's name]
+    #[arg(long)]
+    site: Option<String>,
+    /// Checks every row and stores nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The report as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+/// Where chunks go.
+enum Target {
+    Local(Box<server::Open>),
+    Remote(Remote),
+}
+
+/// One file's options.
+struct Plan {
+    format: BodyFormat,
+    precision: Option<TimePrecision>,
+    mapping: Option<Arc<TableMapping>>,
+    site: String,
+    is_dry_run: bool,
+}
+
+pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure> {
+    let settings = common.settings()?;
+    logging::init(&settings.log, true)?;
+    let mapping = args.map.as_deref().map(read_mapping).transpose()?;
+    let precision = args.precision.as_deref().map(str::parse).transpose();
+    let precision = precision.map_err(|error: wattlake_engine::Error| Failure::usage(error.message))?;
+    let mut plans = Vec::new();
+    for file in &args.files {
+        let format = match &args.format {
+            Some(name) => name.parse().map_err(|error: wattlake_engine::Error| Failure::usage(error.message))?,
+            None => format_of(file)?,
+        };
+        let named = args.site.clone().or_else(|| mapping.as_ref().and_then(|m| m.site.clone()));
+        let site = named.unwrap_or_else(|| stem(file));
+        plans.push((file, Plan { format, precision, mapping: mapping.clone(), site, is_dry_run: args.dry_run }));
+    }
+    let target = if args.remote.url.is_some() {
+        Target::Remote(Remote::new(&args.remote, &settings)?)
+    } else {
+        match server::open(&settings).await {
+            Ok(open) => Target::Local(Box::new(open)),
+            Err(failure) if failure.is_in_use() => Target::Remote(Remote::new(&args.remote, &settings)?),
+            Err(failure) => return Err(failure),
+        }
+    };
+    let started = Instant::now();
+    let mut total = IngestReport::default();
+    let mut outcome = Ok(());
+    for (file, plan) in plans {
+        outcome = import_file(&target, file, &plan, settings.ingest.max_body_bytes.as_usize(), &mut total).await;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    if let Target::Local(open) = target {
+        open.close().await?;
+    }
+    outcome?;
+    report(&total, &args, started.elapsed());
+    match total.rejected {
+        0 => Ok(()),
+        n => Err(Failure::failed(format!("{n} rows were refused"))),
+    }
+}
+
+fn read_mapping(path: &Path) -> Result<Arc<TableMapping>, Failure> {
+    let usage = |message: String| Failure::usage(format!("mapping {}: {message}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| usage(error.to_string()))?;
+    let mapping = TableMapping::deserialize(toml::Deserializer::parse(&text).map_err(|error| usage(error.to_string()))?);
+    let mapping = mapping.map_err(|error| usage(error.to_string().trim().to_owned()))?;
+    mapping.check().map_err(|error| usage(error.message))?;
+    Ok(Arc::new(mapping))
+}
+
+/// The file's name without its endings.
+fn stem(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or("default").to_owned()
+}
+
+fn format_of(file: &Path) -> Result<BodyFormat, Failure> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
+    match name.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("csv") => Ok(BodyFormat::Csv),
+        Some("ndjson" | "jsonl") => Ok(BodyFormat::NdJson),
+        Some("lp" | "line") => Ok(BodyFormat::LineProtocol),
+        Some("parquet") => Ok(BodyFormat::Parquet),
+        _ => Err(Failure::usage(format!(
+            "{}: the ending says nothing of the format; add --format csv, ndjson, line-protocol or parquet",
+            file.display()
+        ))),
+    }
+}
+
+async fn import_file(
+    target: &Target,
+    file: &Path,
+    plan: &Plan,
+    body_max: usize,
+    total: &mut IngestReport,
+) -> Result<(), Failure> {
+    let bytes = std::fs::metadata(file)
+        .map_err(|error| Failure::io(format!("cannot read {}: {error}", file.display())))?
+        .len();
+    let bar = progress(bytes, file);
+    let mut chunks = Chunks::open(file, plan.format, body_max / 2)?;
+    // Reading, and the decompression and Parquet decoding that go with it, block.
+    loop {
+        let (back, chunk) = tokio::task::spawn_blocking(move || {
+            let chunk = chunks.next();
+            (chunks, chunk)
+        })
+        .await
+        .map_err(|error| Failure::failed(format!("reading {} failed: {error}", file.display())))?;
+        chunks = back;
+        let Some(chunk) = chunk? else { break };
+        let report = send(target, plan, &chunk).await?;
+        total.accepted += report.accepted;
+        total.rejected += report.rejected;
+        total.registered += report.registered;
+        total.skipped_fields += report.skipped_fields;
+        for mut error in report.errors {
+            error.row += chunk.first_row;
+            error.message = format!("{}: {}", file.display(), error.message);
+            total.errors.push(error);
+        }
+        total.errors.truncate(100);
+        bar.set_position(chunk.position.min(bytes));
+        bar.set_message(format!("{} readings", total.accepted));
+        if bar.is_hidden() {
+            tracing::info!(file = %file.display(), accepted = total.accepted, rejected = total.rejected, "importing");
+        }
+    }
+    bar.finish();
+    Ok(())
+}
+
+fn progress(bytes: u64, file: &Path) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(bytes);
+    let template = "{prefix} [{bar:30}] {percent}% {msg} {bytes_per_sec} ETA {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(stem(file));
+    bar
+}
+
+async fn send(target: &Target, plan: &Plan, chunk: &Chunk) -> Result<IngestReport, Failure> {
+    for attempt in 0.. {
+        let outcome = match target {
+            Target::Local(open) => send_local(&open.ingest, plan, chunk).await,
+            Target::Remote(remote) => send_remote(remote, plan, chunk).await,
+        };
+        match outcome? {
+            Some(report) => return Ok(report),
+            None if attempt < RETRIES_MAX => tokio::time::sleep(Duration::from_millis(500)).await,
+            None => break,
+        }
+    }
+    Err(Failure::failed("memory stayed full: readings are not being flushed; see `wattlake status`"))
+}
+
+/// `None`: memory is full, try again.
+async fn send_local(ingest: &Ingest, plan: &Plan, chunk: &Chunk) -> Result<Option<IngestReport>, Failure> {
+    let request = IngestRequest {
+        format: chunk.format,
+        body: chunk.body.clone(),
+        precision: plan.precision,
+        is_atomic: false,
+        site: plan.site.clone(),
+        mapping: plan.mapping.clone(),
+        allowed_sites: Vec::new(),
+        is_dry_run: plan.is_dry_run,
+    };
+    match ingest.ingest(request).await {
+        Ok(report) => Ok(Some(report)),
+        Err(error) if error.kind == ErrorKind::Overloaded => {
+            ingest.engine().flush().await?;
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn send_remote(remote: &Remote, plan: &Plan, chunk: &Chunk) -> Result<Option<IngestReport>, Failure> {
+    let mapping = plan.mapping.as_deref().map(|mapping| json!(mapping).to_string());
+    let format = match chunk.format {
+        BodyFormat::Json => "json",
+        BodyFormat::NdJson => "ndjson",
+        BodyFormat::Csv => "csv",
+        BodyFormat::ArrowStream => "arrow",
+        BodyFormat::Parquet => "parquet",
+        BodyFormat::LineProtocol => "line-protocol",
+    };
+    let mut query = vec![("format", format.to_owned()), ("site", plan.site.clone())];
+    query.extend(mapping.map(|mapping| ("mapping", mapping)));
+    query.extend(plan.precision.map(|precision| ("precision", precision.as_str().to_owned())));
+    query.extend(plan.is_dry_run.then(|| ("dryRun", "true".to_owned())));
+    let request = remote.post("/api/import").query(&query).body(chunk.body.clone());
+    let response = match remote.send(request).await {
+        Err(failure) if failure.message.contains("429") => return Ok(None),
+        other => other?,
+    };
+    let report = response.json().await;
+    report.map(Some).map_err(|error| Failure::failed(format!("the answer is not a report: {}", error.without_url())))
+}
+
+fn report(total: &IngestReport, args: &ImportArgs, elapsed: Duration) {
+    if args.json {
+        println!("{:#}", json!({ "dryRun": args.dry_run, "seconds": elapsed.as_secs_f64(), "report": total }));
+        return;
+    }
+    for error in total.errors.iter().take(ERRORS_SHOWN) {
+        eprintln!("row {}: {} ({})", error.row, error.message, error.kind);
+    }
+    if total.rejected > ERRORS_SHOWN as u64 {
+        eprintln!("... and {} more", total.rejected - ERRORS_SHOWN as u64);
+    }
+    let verb = if args.dry_run { "would be stored" } else { "stored" };
+    let rate = total.accepted as f64 / elapsed.as_secs_f64().max(0.001);
+    println!(
+        "{} readings {verb}, {} refused, {} meters registered, in {:.1} s ({rate:.0}/s)",
+        total.accepted,
+        total.rejected,
+        total.registered,
+        elapsed.as_secs_f64()
+    );
+}

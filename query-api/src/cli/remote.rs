@@ -1,0 +1,72 @@
+//! Talking to a running server from the command line.
+
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder, Response};
+use wattlake_config::Settings;
+
+use super::Failure;
+
+/// Where a server is, and the token for it.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct RemoteArgs {
+    /// Server to ask [default: the data directory, or the local server that holds it]
+    #[arg(long, env = "WATTLAKE_URL", value_name = "URL")]
+    pub url: Option<String>,
+    /// Token for the server [default: DATA_DIR/admin-token]
+    #[arg(long, env = "WATTLAKE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<String>,
+}
+
+/// A server that can be asked.
+#[derive(Debug)]
+pub(super) struct Remote {
+    client: Client,
+    url: String,
+    token: Option<String>,
+}
+
+impl Remote {
+    /// The server that the arguments or the settings name.
+    pub(super) fn new(args: &RemoteArgs, settings: &Settings) -> Result<Self, Failure> {
+        let url = args.url.clone().unwrap_or_else(|| format!("http://{}", settings.http.listen));
+        let token = args.token.clone().or_else(|| {
+            let text = std::fs::read_to_string(settings.data_dir.0.join("admin-token")).ok()?;
+            Some(text.trim().to_owned())
+        });
+        let client = Client::builder().connect_timeout(Duration::from_secs(5)).no_proxy().build();
+        let client = client.map_err(|error| Failure::failed(format!("cannot make an HTTP client: {error}")))?;
+        Ok(Self { client, url: url.trim_end_matches('/').to_owned(), token })
+    }
+
+    pub(super) fn get(&self, path: &str) -> RequestBuilder {
+        self.authorized(self.client.get(format!("{}{path}", self.url)))
+    }
+
+    pub(super) fn post(&self, path: &str) -> RequestBuilder {
+        self.authorized(self.client.post(format!("{}{path}", self.url)))
+    }
+
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Sends a request; an error of the server becomes a failure in its own words.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        let response = request.send().await.map_err(|error| {
+            Failure::failed(format!("cannot reach the server at {}: {}", self.url, error.without_url()))
+        })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = response.text().await.unwrap_or_default();
+        let message = serde_json::from_str::<serde_json::Value>(&text)
+            .ok()
+            .and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
+        Err(Failure::failed(format!("the server answered {status}: {}", message.unwrap_or(text))))
+    }
+}

@@ -1,0 +1,47 @@
+//! The HTTP interface. Handlers only translate: they check a request, call the catalog, ingest or the query service, and
+//! write the answer. One request kind, one file; every route states in [`routes`] who may call it.
+
+mod auth;
+mod encode;
+mod energy_sources;
+mod hierarchy;
+mod import;
+mod latest;
+mod line_protocol;
+mod listing;
+mod measurements;
+mod meters;
+mod onboarding;
+mod operations;
+mod reply;
+mod rollups;
+mod routes;
+mod sites;
+mod sql;
+
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use wattlake_engine::{Engine, Ingest};
+
+pub(crate) use encode::{Encoder, OutputFormat};
+pub(crate) use routes::router;
+
+use crate::query::QueryService;
+
+/// What every handler works with.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub engine: Arc<Engine>,
+    pub ingest: Ingest,
+    pub queries: Arc<QueryService>,
+    /// Whether a token is asked for; off only for `demo`, on loopback.
+    pub requires_token: bool,
+    pub prometheus: PrometheusHandle,
+    pub started: Instant,
+    /// Bytes of request bodies in work.
+    pub inflight_bytes: Arc<AtomicUsize>,
+}

@@ -1,0 +1,36 @@
+//! `GET /api/rollup`.
+
+use axum::{
+    Extension,
+    extract::{RawQuery, State},
+    http::HeaderMap,
+    response::Response,
+};
+use futures::stream;
+use jiff::{Timestamp, tz::TimeZone};
+use wattlake_catalog::Access;
+
+use super::{
+    App,
+    encode::{OutputFormat, respond},
+    reply::read_query,
+};
+use crate::{
+    error::Result,
+    rollup::{self, RollupParams, RollupRequest},
+};
+
+pub(super) async fn rollup(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let params: RollupParams = read_query(query.as_deref(), &["siteId", "meterId", "entityId"])?;
+    let format = OutputFormat::negotiate(params.format.as_deref(), &headers)?;
+    let zone = TimeZone::get(&app.engine.settings().time_zone.0).unwrap_or(TimeZone::UTC);
+    let now = Timestamp::from_microsecond(app.engine.clock().now_micros()).unwrap_or_default();
+    let request = RollupRequest::new(&params, &zone, now)?;
+    let batch = rollup::rollup(&app.queries, &request, &access).await?;
+    respond(format, batch.schema(), stream::iter([Ok(batch)])).await
+}

@@ -1,0 +1,117 @@
+//! The table of routes: method, path, who may call it, handler.
+
+use axum::{
+    Router,
+    extract::Request,
+    http::Method,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, delete, get, patch, post},
+};
+use wattlake_catalog::Scope::{Admin, Read, Write};
+
+use super::{
+    App,
+    auth::{Rule, Rule::Needs, Rule::Open, authorize},
+    energy_sources, hierarchy, import, latest, line_protocol, measurements, meters, onboarding, operations, rollups, sites,
+    sql,
+};
+use crate::error::ApiError;
+
+/// One route; there is no other way to add one, so none is without a rule.
+pub(super) struct Route {
+    pub path: &'static str,
+    pub rule: Rule,
+    pub handler: MethodRouter<App>,
+}
+
+const fn route(path: &'static str, rule: Rule, handler: MethodRouter<App>) -> Route {
+    Route { path, rule, handler }
+}
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        route("/api/sites", Needs(Read), get(sites::list)),
+        route("/api/sites", Needs(Admin), post(sites::create)),
+        route("/api/sites/{id}", Needs(Read), get(sites::show)),
+        route("/api/sites/{id}", Needs(Admin), patch(sites::change)),
+        route("/api/sites/{id}", Needs(Admin), delete(sites::remove)),
+        route("/api/portfolios", Needs(Read), get(sites::list)),
+        route("/api/meters", Needs(Read), get(meters::list)),
+        route("/api/meters", Needs(Admin), post(meters::create)),
+        route("/api/meters/{id}", Needs(Read), get(meters::show)),
+        route("/api/meters/{id}", Needs(Admin), patch(meters::change)),
+        route("/api/meters/{id}", Needs(Admin), delete(meters::remove)),
+        route("/api/energy-sources", Needs(Read), get(energy_sources::list)),
+        route("/api/energy-sources", Needs(Admin), post(energy_sources::create)),
+        route("/api/energy-sources/{id}", Needs(Read), get(energy_sources::show)),
+        route("/api/energy-sources/{id}", Needs(Admin), patch(energy_sources::change)),
+        route("/api/energy-sources/{id}", Needs(Admin), delete(energy_sources::remove)),
+        route("/api/onboarding/complete", Needs(Admin), post(onboarding::complete)),
+        route("/api/measurements", Needs(Write), post(measurements::write)),
+        route("/api/measurements", Needs(Read), get(measurements::read)),
+        route("/api/import", Needs(Write), post(import::import)),
+        route("/api/v2/write", Needs(Write), post(line_protocol::write_v2)),
+        route("/api/v3/write_lp", Needs(Write), post(line_protocol::write_v3)),
+        route("/write", Needs(Write), post(line_protocol::write_v1)),
+        route("/query", Needs(Read), get(line_protocol::query).post(line_protocol::query)),
+        route("/ping", Open, get(line_protocol::ping).head(line_protocol::ping)),
+        route("/health", Open, get(operations::health)),
+        route("/ready", Open, get(operations::ready)),
+        route("/metrics", Needs(Read), get(operations::metrics)),
+        route("/api/status", Needs(Read), get(operations::status)),
+        route("/api/flush", Needs(Admin), post(operations::flush)),
+        route("/api/sql", Needs(Read), get(sql::get).post(sql::post)),
+        route("/api/latest", Needs(Read), get(latest::latest)),
+        route("/api/rollup", Needs(Read), get(rollups::rollup)),
+        route("/api/hierarchy/{siteId}", Needs(Read), get(hierarchy::hierarchy)),
+    ]
+}
+
+/// All routes with their rules.
+pub(crate) fn router(app: &App) -> Router {
+    let mut router = Router::new();
+    for Route { path, rule, handler } in routes() {
+        let state = app.clone();
+        let check = middleware::from_fn(move |request: Request, next: Next| authorize(state.clone(), rule, request, next));
+        router = router.route(path, handler.layer(check));
+    }
+    router
+        .fallback(async |request: Request| {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            ApiError::not_found(format!("no route {method} {path}")).into_response()
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            let mut response = ApiError::invalid(format!("{path} does not take {method}")).into_response();
+            *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
+            response
+        })
+        .layer(middleware::from_fn(observe))
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(|_| {
+            metrics::counter!("wattlake_panics_total").increment(1);
+            ApiError::internal("the request failed unexpectedly; the server's log says more").into_response()
+        }))
+        .with_state(app.clone())
+}
+
+/// Counts and times requests. One that changes something runs in a task of its own: a client that goes away does not
+/// tear it.
+async fn observe(request: Request, next: Next) -> Response {
+    let started = std::time::Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let is_safe = matches!(method, Method::GET | Method::HEAD);
+    let response = if is_safe {
+        next.run(request).await
+    } else {
+        match tokio::spawn(next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => ApiError::internal("the request failed unexpectedly; the server's log says more").into_response(),
+        }
+    };
+    let status = response.status().as_u16();
+    metrics::counter!("wattlake_http_requests_total", "status" => status.to_string()).increment(1);
+    metrics::histogram!("wattlake_http_request_seconds").record(started.elapsed());
+    tracing::debug!(%method, path, status, elapsed_ms = started.elapsed().as_millis() as u64, "request");
+    response
+}

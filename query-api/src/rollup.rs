@@ -1,0 +1,17 @@
+//! Rollups: readings of a metric in calendar buckets across the hierarchy.
+//!
+//! Three steps, the last two pure: read the raw rows of the entities in question, ordered by entity and time; aggregate
+//! each entity and bucket on its own ([`aggregate`]); decide which entities count in which bucket and combine them
+//! ([`resolve`]). Raw samples of different entities are never mixed.
+
+mod aggregate;
+mod bucket;
+mod execute;
+mod request;
+mod resolve;
+
+pub(crate) use execute::rollup;
+pub(crate) use request::{RollupParams, RollupRequest};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,14 @@
+//! SQL: what may be asked, and the tables that can be asked.
+
+mod catalog_tables;
+mod functions;
+mod guard;
+mod measurements;
+mod schema;
+
+pub(crate) use functions::measurement_id;
+pub(crate) use guard::parse_query;
+pub(crate) use schema::WattlakeSchema;
+
+/// A panicking value never reaches SQL: the address under which the archive's objects are registered.
+pub(crate) const ARCHIVE_URL: &str = "wattlake://archive/";

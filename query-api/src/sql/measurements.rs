@@ -1,0 +1,406 @@
+//! The table `measurements`: files of a pinned snapshot together with the readings in memory.
+//!
+//! Files are pruned by the manifest, row groups and pages by their statistics; deleted and superseded rows are row
+//! selections, so that every predicate may be pushed into the Parquet scan.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, Float64Array, RecordBatch, StringViewBuilder, TimestampMicrosecondArray},
+    datatypes::{DataType, SchemaRef},
+};
+use async_trait::async_trait;
+use datafusion::{
+    catalog::{Session, TableProvider, memory::DataSourceExec},
+    common::ScalarValue,
+    datasource::{
+        listing::PartitionedFile,
+        memory::MemorySourceConfig,
+        object_store::ObjectStoreUrl,
+        physical_plan::{
+            FileGroup, FileScanConfigBuilder, ParquetSource,
+            parquet::{CachedParquetFileReaderFactory, ParquetAccessPlan, RowGroupAccess},
+        },
+    },
+    error::{DataFusionError, Result},
+    logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType},
+    physical_expr::expressions::{InListExpr, col, lit},
+    physical_plan::{ExecutionPlan, empty::EmptyExec, filter::FilterExec, union::UnionExec},
+};
+use object_store::ObjectMeta;
+use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
+use wattlake_catalog::{Access, DataFile, EntityId, Fleet};
+use wattlake_engine::{HotSeries, ReadView, SeriesKey, Storage, measurement_schema};
+
+use super::ARCHIVE_URL;
+use crate::error::ApiError;
+
+/// The table as one query sees it.
+pub(crate) struct MeasurementsTable {
+    view: ReadView,
+    schema: SchemaRef,
+    /// The only entities that may be seen, sorted; `None`: all.
+    allowed: Option<BTreeSet<EntityId>>,
+}
+
+impl std::fmt::Debug for MeasurementsTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MeasurementsTable").finish_non_exhaustive()
+    }
+}
+
+impl MeasurementsTable {
+    pub(super) fn new(view: ReadView, fleet: &Fleet, access: &Access) -> Self {
+        let allowed = (!access.sites.is_empty()).then(|| {
+            let meters = access.sites.iter().flat_map(|site| fleet.site_meters(*site));
+            meters.flat_map(|meter| [meter].into_iter().chain(fleet.sources_of(meter).to_vec())).collect()
+        });
+        let schema = Arc::new(measurement_schema(&DataType::Utf8View));
+        // Field ids are the files' business; in a query they would only make schemas differ.
+        let fields: Vec<_> =
+            schema.fields().iter().map(|f| f.as_ref().clone().with_metadata(Default::default())).collect();
+        Self { view, schema: Arc::new(arrow::datatypes::Schema::new(fields)), allowed }
+    }
+
+    async fn scan_files(&self, state: &dyn Session, range: &KeyRange) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
+        let files: Vec<_> = self.view.manifest.files.iter().filter(|file| range.may_hold(file)).collect();
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let late = self.view.late_rows(range.from, range.to, |key| range.wants(key));
+        let mut partitioned = Vec::with_capacity(files.len());
+        for file in files {
+            let hidden = self.view.hidden_rows(file, &late).await;
+            let hidden = hidden.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
+            partitioned.extend(self.partitioned_file(file, &hidden));
+        }
+        let partitions = state.config().target_partitions().max(1);
+        let mut groups: Vec<(u64, Vec<PartitionedFile>)> = vec![(0, Vec::new()); partitions];
+        partitioned.sort_by_key(|file| std::cmp::Reverse(file.object_meta.size));
+        for file in partitioned {
+            if let Some(smallest) = groups.iter_mut().min_by_key(|(bytes, _)| *bytes) {
+                smallest.0 += file.object_meta.size;
+                smallest.1.push(file);
+            }
+        }
+        groups.retain(|(_, files)| !files.is_empty());
+        if groups.is_empty() {
+            return Ok(Vec::new());
+        }
+        let store = self.view.storage().object_store();
+        let cache = state.runtime_env().cache_manager.get_file_metadata_cache();
+        let source = ParquetSource::new(Arc::clone(&self.schema))
+            .with_table_parquet_options(state.default_table_options().parquet)
+            .with_pushdown_filters(true)
+            .with_reorder_filters(true)
+            .with_enable_page_index(true)
+            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, cache)));
+        let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(ARCHIVE_URL)?, Arc::new(source))
+            .with_file_groups(groups.into_iter().map(|(_, files)| FileGroup::new(files)).collect())
+            .build();
+        Ok(vec![DataSourceExec::from_data_source(config)])
+    }
+
+    /// A file with the rows to skip; `None` when all of them are.
+    fn partitioned_file(&self, file: &DataFile, hidden: &[u64]) -> Option<PartitionedFile> {
+        if hidden.len() as u64 >= file.rows {
+            return None;
+        }
+        let meta = ObjectMeta {
+            location: Storage::object_path(&file.stored),
+            // Names are never reused, so the time tells caches nothing.
+            last_modified: Default::default(),
+            size: file.stored.bytes,
+            e_tag: None,
+            version: None,
+        };
+        let partitioned = PartitionedFile::new_from_meta(meta)
+            .with_metadata_size_hint(usize::try_from(file.stored.footer_bytes).unwrap_or(0) + 8);
+        if hidden.is_empty() {
+            return Some(partitioned);
+        }
+        Some(partitioned.with_extension(access_plan(file, hidden)))
+    }
+
+    fn hot_batch(&self, range: &KeyRange) -> Result<Option<RecordBatch>> {
+        let series = self.view.hot.select(range.from, range.to, |key| range.wants(key));
+        if series.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.to_batch(&series)?))
+    }
+
+    fn to_batch(&self, series: &[HotSeries]) -> Result<RecordBatch> {
+        let [mut entity, mut kind, mut metric, mut unit, mut quality, mut metadata] =
+            std::array::from_fn(|_| StringViewBuilder::new().with_deduplicate_strings());
+        let (mut ts, mut value, mut created) = (Vec::new(), Vec::new(), Vec::new());
+        for one in series {
+            let id = one.key.entity.to_string();
+            for row in &one.rows {
+                entity.append_value(&id);
+                kind.append_value(one.key.entity_type.as_str());
+                metric.append_value(&*one.key.metric);
+                unit.append_value(&*self.view.hot.unit(row));
+                quality.append_value(row.quality.as_str());
+                metadata.append_option(row.metadata.as_deref());
+                ts.push(row.ts);
+                value.push(row.value);
+                created.push(row.created_at);
+            }
+        }
+        let time = |values: Vec<i64>| -> ArrayRef {
+            Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
+        };
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(entity.finish()),
+            Arc::new(kind.finish()),
+            time(ts),
+            Arc::new(metric.finish()),
+            Arc::new(Float64Array::from(value)),
+            Arc::new(unit.finish()),
+            Arc::new(quality.finish()),
+            Arc::new(metadata.finish()),
+            time(created),
+        ];
+        Ok(RecordBatch::try_new(Arc::clone(&self.schema), columns)?)
+    }
+}
+
+/// Row selections of a file's row groups without the hidden rows.
+fn access_plan(file: &DataFile, hidden: &[u64]) -> ParquetAccessPlan {
+    let mut groups = Vec::new();
+    let mut start = 0;
+    while start < file.rows {
+        let end = (start + file.row_group_rows).min(file.rows);
+        let from = hidden.partition_point(|position| *position < start);
+        let to = hidden.partition_point(|position| *position < end);
+        let inside = &hidden[from..to];
+        groups.push(if inside.is_empty() {
+            RowGroupAccess::Scan
+        } else if inside.len() as u64 == end - start {
+            RowGroupAccess::Skip
+        } else {
+            RowGroupAccess::Selection(selection(start, end, inside))
+        });
+        start = end;
+    }
+    ParquetAccessPlan::new(groups)
+}
+
+fn selection(start: u64, end: u64, hidden: &[u64]) -> RowSelection {
+    let mut selectors = Vec::new();
+    let mut next = start;
+    for position in hidden {
+        if *position > next {
+            selectors.push(RowSelector::select((position - next) as usize));
+        }
+        selectors.push(RowSelector::skip(1));
+        next = position + 1;
+    }
+    if next < end {
+        selectors.push(RowSelector::select((end - next) as usize));
+    }
+    RowSelection::from(selectors)
+}
+
+#[async_trait]
+impl TableProvider for MeasurementsTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let mut range = KeyRange::of(filters);
+        if let Some(allowed) = &self.allowed {
+            range.restrict_entities(allowed.clone());
+        }
+        let mut parts = self.scan_files(state, &range).await?;
+        if let Some(batch) = self.hot_batch(&range)? {
+            parts.push(MemorySourceConfig::try_new_exec(&[vec![batch]], self.schema(), None)?);
+        }
+        let mut plan: Arc<dyn ExecutionPlan> = match parts.len() {
+            0 => Arc::new(EmptyExec::new(self.schema())),
+            1 => parts.remove(0),
+            _ => UnionExec::try_new(parts)?,
+        };
+        if let Some(allowed) = &self.allowed {
+            let ids = allowed.iter().map(|id| lit(ScalarValue::Utf8View(Some(id.to_string())))).collect();
+            let entity = col("entity_id", &self.schema)?;
+            let filter = InListExpr::try_new(entity, ids, false, &self.schema)?;
+            plan = Arc::new(FilterExec::try_new(Arc::new(filter), plan)?);
+        }
+        match projection {
+            None => Ok(plan),
+            Some(indices) => {
+                let exprs = indices
+                    .iter()
+                    .map(|i| {
+                        let name = self.schema.field(*i).name();
+                        Ok((col(name, &self.schema)?, name.clone()))
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                Ok(Arc::new(datafusion::physical_plan::projection::ProjectionExec::try_new(exprs, plan)?))
+            }
+        }
+    }
+}
+
+/// What the filters of a query say about keys; it may hold more than they do, never less.
+#[derive(Clone, Debug)]
+struct KeyRange {
+    /// Microseconds since 1970 UTC; `from <= ts < to`.
+    from: i64,
+    to: i64,
+    metrics: Option<BTreeSet<String>>,
+    entities: Option<BTreeSet<EntityId>>,
+}
+
+impl KeyRange {
+    fn of(filters: &[Expr]) -> Self {
+        let mut range = Self { from: i64::MIN, to: i64::MAX, metrics: None, entities: None };
+        filters.iter().for_each(|filter| range.narrow(filter));
+        range
+    }
+
+    fn narrow(&mut self, filter: &Expr) {
+        match filter {
+            Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+                self.narrow(left);
+                self.narrow(right);
+            }
+            Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+                if let (Some(name), Expr::Literal(value, _)) = (column_name(left), &**right) {
+                    self.compare(name, *op, value);
+                } else if let (Expr::Literal(value, _), Some(name)) = (&**left, column_name(right))
+                    && let Some(op) = op.swap()
+                {
+                    self.compare(name, op, value);
+                }
+            }
+            Expr::Between(between) if !between.negated => {
+                if let Some(name) = column_name(&between.expr) {
+                    for (bound, op) in [(&between.low, Operator::GtEq), (&between.high, Operator::LtEq)] {
+                        if let Expr::Literal(value, _) = &**bound {
+                            self.compare(name, op, value);
+                        }
+                    }
+                }
+            }
+            Expr::InList(list) if !list.negated => {
+                let texts: Option<Vec<&str>> = list
+                    .list
+                    .iter()
+                    .map(|item| match item {
+                        Expr::Literal(value, _) => value.try_as_str().flatten(),
+                        _ => None,
+                    })
+                    .collect();
+                if let (Some(name), Some(texts)) = (column_name(&list.expr), texts) {
+                    self.one_of(name, &texts);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn compare(&mut self, column: &str, op: Operator, value: &ScalarValue) {
+        if column == "timestamp" {
+            let Some(micros) = micros(value) else { return };
+            match op {
+                Operator::Eq => {
+                    self.from = self.from.max(micros);
+                    self.to = self.to.min(micros.saturating_add(1));
+                }
+                // A bound finer than a microsecond was rounded: the filter above still decides.
+                Operator::Gt | Operator::GtEq => self.from = self.from.max(micros),
+                Operator::Lt | Operator::LtEq => self.to = self.to.min(micros.saturating_add(1)),
+                _ => {}
+            }
+        } else if op == Operator::Eq
+            && let Some(text) = value.try_as_str().flatten()
+        {
+            self.one_of(column, &[text]);
+        }
+    }
+
+    fn one_of(&mut self, column: &str, texts: &[&str]) {
+        match column {
+            "metric" => {
+                let wanted: BTreeSet<_> = texts.iter().map(|text| (*text).to_owned()).collect();
+                self.metrics = Some(match self.metrics.take() {
+                    Some(known) => known.intersection(&wanted).cloned().collect(),
+                    None => wanted,
+                });
+            }
+            // A text that is no uuid in its usual form equals no entity id.
+            "entity_id" => self.restrict_entities(texts.iter().filter_map(|text| text.parse().ok()).collect()),
+            _ => {}
+        }
+    }
+
+    fn restrict_entities(&mut self, wanted: BTreeSet<EntityId>) {
+        self.entities = Some(match self.entities.take() {
+            Some(known) => known.intersection(&wanted).copied().collect(),
+            None => wanted,
+        });
+    }
+
+    fn wants(&self, key: &SeriesKey) -> bool {
+        self.metrics.as_ref().is_none_or(|metrics| metrics.contains(&*key.metric))
+            && self.entities.as_ref().is_none_or(|entities| entities.contains(&key.entity))
+    }
+
+    fn may_hold(&self, file: &DataFile) -> bool {
+        let bounds = &file.bounds;
+        let in_metrics = |metrics: &BTreeSet<String>| {
+            metrics.range(bounds.min_metric.clone()..=bounds.max_metric.clone()).next().is_some()
+        };
+        let in_entities = |entities: &BTreeSet<EntityId>| {
+            let (min, max) = (bounds.min_entity.parse::<EntityId>(), bounds.max_entity.parse::<EntityId>());
+            match (min, max) {
+                (Ok(min), Ok(max)) if min <= max => entities.range(min..=max).next().is_some(),
+                _ => true,
+            }
+        };
+        bounds.max_ts >= self.from
+            && bounds.min_ts < self.to
+            && self.metrics.as_ref().is_none_or(in_metrics)
+            && self.entities.as_ref().is_none_or(in_entities)
+    }
+}
+
+/// The column of an expression, also behind a cast: casts of literals' types keep the order of values.
+fn column_name(expr: &Expr) -> Option<&str> {
+    match expr {
+        Expr::Column(column) => Some(&column.name),
+        Expr::Cast(cast) => match &*cast.expr {
+            Expr::Column(column) if column.name != "timestamp" => Some(&column.name),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn micros(value: &ScalarValue) -> Option<i64> {
+    match value {
+        ScalarValue::TimestampSecond(Some(t), _) => t.checked_mul(1_000_000),
+        ScalarValue::TimestampMillisecond(Some(t), _) => t.checked_mul(1000),
+        ScalarValue::TimestampMicrosecond(Some(t), _) => Some(*t),
+        ScalarValue::TimestampNanosecond(Some(t), _) => Some(t.div_euclid(1000)),
+        _ => None,
+    }
+}
