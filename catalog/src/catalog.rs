@@ -28,8 +28,8 @@ const TOKENS_KEPT: Duration = Duration::from_secs(2);
 /// # Cancel safety
 /// Methods that change something must not be cancelled (see [`Db::begin`]): call them from a task of their own.
 pub struct Catalog {
-    db: Db,
-    key: SecretKey,
+    pub(crate) db: Db,
+    pub(crate) key: SecretKey,
     fleet: ArcSwap<Fleet>,
     /// Held while the fleet is read again, so that an older picture never replaces a newer one.
     reload: Mutex<()>,

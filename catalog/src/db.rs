@@ -129,7 +129,7 @@ impl Db {
             Self::Sqlite { writer, .. } => Ok(Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?)),
             Self::Postgres(pool) => {
                 let mut tx = pool.begin().await?;
-                tx.execute("SELECT pg_advisory_xact_lock(7_239_871)").await?;
+                tx.execute("SELECT pg_advisory_xact_lock(7239871)").await?;
                 Ok(Tx::Postgres(tx))
             }
         }

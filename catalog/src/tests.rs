@@ -1,1 +1,311 @@
+//! One suite over every kind of catalog database: it runs on SQLite and on a real Postgres server.
+
+mod postgres;
+
+use std::{path::Path, sync::atomic::AtomicUsize};
+
+use jiff::Timestamp;
+use serde_json::json;
+
 use super::*;
+
+/// A fresh catalog of each kind.
+async fn catalogs(dir: &Path) -> Vec<Catalog> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let mut out = Vec::new();
+    for url in [format!("sqlite:{}/catalog{n}.db", dir.display()), postgres::database().await] {
+        out.push(Catalog::open(&url, &dir.join("key"), "file:///lake/").await.expect(&url));
+    }
+    out
+}
+
+macro_rules! conformance {
+    ($($name:ident),* $(,)?) => {$(
+        #[tokio::test]
+        async fn $name() {
+            let dir = tempfile::TempDir::new().expect("dir");
+            for catalog in catalogs(dir.path()).await {
+                suite::$name(&catalog).await;
+                catalog.close().await;
+            }
+        }
+    )*};
+}
+
+conformance! {
+    fleet_is_written_and_read_back,
+    bad_trees_are_refused,
+    deleting_asks_for_cascade,
+    secrets_are_sealed_and_kept,
+    onboarding_is_all_or_nothing,
+    tokens_authenticate_until_revoked,
+    commits_publish_files_and_watermark,
+    stale_commits_publish_nothing,
+    earlier_snapshots_stay_readable,
+    concurrent_writers_take_turns,
+}
+
+#[tokio::test]
+async fn a_catalog_belongs_to_its_storage() {
+    let dir = tempfile::TempDir::new().expect("dir");
+    let url = format!("sqlite:{}/catalog.db", dir.path().display());
+    let key = dir.path().join("key");
+    let catalog = Catalog::open(&url, &key, "s3://one/").await.expect("opens");
+    catalog.commit(&CommitRequest { new_files: vec![suite::file("a")], ..CommitRequest::default() }).await.expect("commit");
+    catalog.close().await;
+    let error = Catalog::open(&url, &key, "s3://two/").await.expect_err("other storage");
+    assert!(error.kind == ErrorKind::Conflict && error.message.contains("s3://one/"), "{error}");
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let dir = tempfile::TempDir::new().expect("dir");
+    let url = format!("sqlite:{}/catalog.db", dir.path().display());
+    let key = dir.path().join("key");
+    Catalog::open(&url, &key, "file:///lake/").await.expect("opens").close().await;
+    let db = db::Db::open(&url).await.expect("db");
+    let mut tx = db.begin().await.expect("tx");
+    let sql = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+               VALUES (9999, 'future', 1, x'00', 0)";
+    tx.execute(sql, vec![]).await.expect("insert");
+    tx.commit().await.expect("commit");
+    db.close().await;
+    let error = Catalog::open(&url, &key, "file:///lake/").await.expect_err("newer");
+    assert!(error.message.contains("9999") && error.message.contains("newer"), "{error}");
+}
+
+mod suite {
+    use super::*;
+
+    fn draft<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+        serde_json::from_value(value).expect("draft")
+    }
+
+    async fn site(catalog: &Catalog, name: &str) -> SiteId {
+        catalog.create_site(&draft(json!({ "name": name }))).await.expect("site").id
+    }
+
+    async fn meter(catalog: &Catalog, site: SiteId, parent: Option<EntityId>) -> EntityId {
+        let body = json!({ "siteId": site, "parentMeterId": parent, "name": "m", "category": "CONS" });
+        catalog.create_meter(&draft(body)).await.expect("meter").id
+    }
+
+    pub(super) fn file(name: &str) -> NewDataFile {
+        NewDataFile {
+            stored: StoredFile { path: format!("month=2026-01/{name}.parquet"), bytes: 10, footer_bytes: 3, blake3: "00".into() },
+            rows: 100,
+            row_group_rows: 1 << 20,
+            level: 0,
+            bounds: FileBounds {
+                min_ts: 0,
+                max_ts: 1_500_000,
+                min_entity: "a".into(),
+                max_entity: "b".into(),
+                min_metric: "power".into(),
+                max_metric: "soc".into(),
+            },
+        }
+    }
+
+    fn delete(data_file_id: i64, replaces: Option<i64>, count: u64) -> NewDeleteFile {
+        let stored =
+            StoredFile { path: format!("_deletes/{data_file_id}-{count}.parquet"), bytes: 5, footer_bytes: 2, blake3: "01".into() };
+        NewDeleteFile { data_file_id, replaces, stored, count }
+    }
+
+    pub(super) async fn fleet_is_written_and_read_back(catalog: &Catalog) {
+        let body = json!({ "name": "Plant Ä", "location": "52,13", "industryType": "industrial", "description": "d",
+            "metadata": { "timezone": "Europe/Berlin", "x": [1, null] } });
+        let site = catalog.create_site(&draft(body)).await.expect("site");
+        assert_eq!((site.zone_name(), site.active), (Some("Europe/Berlin"), true));
+        let meter = catalog
+            .create_meter(&draft(json!({ "siteId": site.id, "name": "m", "category": "PROD",
+                "readingFrequency": "5min", "capacity": 10.5, "metadata": { "externalId": "serial-1" } })))
+            .await
+            .expect("meter");
+        let source = catalog
+            .create_source(&draft(json!({ "meterId": meter.id, "name": "s", "sourceType": "solar" })))
+            .await
+            .expect("source");
+        catalog.refresh().await.expect("read again");
+        let fleet = catalog.fleet();
+        assert_eq!(fleet.site(site.id), Some(&site));
+        assert_eq!(fleet.meter(meter.id), Some(&meter));
+        assert_eq!(fleet.source(source.id), Some(&source));
+        assert_eq!(fleet.by_external_id("serial-1"), Some(meter.id));
+        assert_eq!(fleet.site_of(source.id).map(|s| s.id), Some(site.id));
+        let changed = MeterDraft { name: "renamed".into(), metadata: Default::default(), ..MeterDraft::from(&meter) };
+        let changed = catalog.update_meter(meter.id, &changed).await.expect("update");
+        assert_eq!((changed.name.as_str(), changed.capacity, changed.created_at), ("renamed", Some(10.5), meter.created_at));
+        assert_eq!(catalog.fleet().by_external_id("serial-1"), None);
+    }
+
+    pub(super) async fn bad_trees_are_refused(catalog: &Catalog) {
+        let (a, b) = (site(catalog, "a").await, site(catalog, "b").await);
+        let top = meter(catalog, a, None).await;
+        let below = meter(catalog, a, Some(top)).await;
+        let move_to = async |id: EntityId, site: SiteId, parent: Option<EntityId>| {
+            let fleet = catalog.fleet();
+            let stored = fleet.meter(id).expect("meter");
+            let changed = MeterDraft { site_id: site, parent_meter_id: parent, ..MeterDraft::from(stored) };
+            catalog.update_meter(id, &changed).await.expect_err("refused").message
+        };
+        assert!(move_to(top, a, Some(below)).await.contains("cycle"));
+        assert!(move_to(top, a, Some(top)).await.contains("cycle"));
+        assert!(move_to(below, b, Some(top)).await.contains("one site"));
+        assert!(move_to(top, b, None).await.contains("below it"));
+        assert!(move_to(below, a, Some(EntityId::random())).await.contains("does not exist"));
+        assert!("SOLAR".parse::<Category>().expect_err("unknown").message.contains("PROD, CONS, STOR, INJ"));
+        assert!("12".parse::<SiteId>().expect_err("no uuid").message.contains("`12`"));
+        let twice = json!({ "id": top, "siteId": a, "name": "m", "category": "CONS" });
+        assert_eq!(catalog.create_meter(&draft(twice)).await.expect_err("exists").kind, ErrorKind::Conflict);
+        let source = json!({ "id": top, "meterId": top, "name": "s", "sourceType": "grid" });
+        assert_eq!(catalog.create_source(&draft(source)).await.expect_err("exists").kind, ErrorKind::Conflict);
+        let external = |name: &str| json!({ "siteId": a, "name": "m", "category": "CONS", "metadata": { "externalId": name } });
+        catalog.create_meter(&draft(external("x"))).await.expect("first");
+        assert_eq!(catalog.create_meter(&draft(external("x"))).await.expect_err("taken").kind, ErrorKind::Conflict);
+    }
+
+    pub(super) async fn deleting_asks_for_cascade(catalog: &Catalog) {
+        let a = site(catalog, "a").await;
+        let top = meter(catalog, a, None).await;
+        let below = meter(catalog, a, Some(top)).await;
+        catalog
+            .create_source(&draft(json!({ "meterId": below, "name": "s", "sourceType": "solar" })))
+            .await
+            .expect("source");
+        for refused in [catalog.delete_site(a, false).await, catalog.delete_meter(top, false).await, catalog.delete_meter(below, false).await] {
+            let error = refused.expect_err("has children");
+            assert!(error.kind == ErrorKind::Conflict && error.message.contains("cascade"), "{error}");
+        }
+        catalog.delete_meter(top, true).await.expect("cascade");
+        assert_eq!((catalog.fleet().meters().count(), catalog.fleet().sources().count()), (0, 0));
+        catalog.delete_site(a, false).await.expect("empty now");
+        assert_eq!(catalog.delete_site(a, false).await.expect_err("gone").kind, ErrorKind::NotFound);
+    }
+
+    pub(super) async fn secrets_are_sealed_and_kept(catalog: &Catalog) {
+        let a = site(catalog, "a").await;
+        let m = meter(catalog, a, None).await;
+        let body = json!({ "meterId": m, "name": "s", "sourceType": "solar", "metadata": { "apiKey": "hunter2" } });
+        let source = catalog.create_source(&draft(body)).await.expect("source");
+        assert_eq!(source.metadata["apiKey"], MASK);
+        let stored = async || {
+            let sql = "SELECT metadata FROM energy_sources";
+            catalog.db.row(sql, vec![]).await.expect("row").expect("one").json(0).expect("json")["apiKey"].clone()
+        };
+        let sealed = stored().await;
+        let text = sealed.as_str().expect("text").to_owned();
+        assert!(!text.contains("hunter2"));
+        assert_eq!(catalog.key.open(&text, source.id.0, "apiKey").expect("opens"), "hunter2");
+        assert!(catalog.key.open(&text, m.0, "apiKey").is_err(), "moved to another row");
+        catalog.update_source(source.id, &EnergySourceDraft::from(&source)).await.expect("update");
+        assert_eq!(stored().await, sealed, "*** means unchanged");
+    }
+
+    pub(super) async fn onboarding_is_all_or_nothing(catalog: &Catalog) {
+        let parent = EntityId::random();
+        let body = |last: EntityId| {
+            json!({ "site": { "name": "s" }, "meters": [
+                { "id": parent, "name": "p", "category": "CONS", "sources": [{ "name": "x", "sourceType": "ev" }] },
+                { "name": "c", "category": "CONS", "parentMeterId": last },
+            ] })
+        };
+        assert!(catalog.onboard(&draft(body(EntityId::random()))).await.is_err());
+        catalog.refresh().await.expect("read");
+        assert_eq!(catalog.fleet().sites().count(), 0);
+        let created = catalog.onboard(&draft(body(parent))).await.expect("onboarded");
+        assert_eq!((created.meter_ids.len(), created.source_ids.len()), (2, 1));
+        assert_eq!(catalog.fleet().children(parent), [created.meter_ids[1]]);
+    }
+
+    pub(super) async fn tokens_authenticate_until_revoked(catalog: &Catalog) {
+        let new = NewToken { name: "t".into(), scopes: vec![Scope::Read], sites: vec![] };
+        let token = catalog.create_token(&new).await.expect("token");
+        let access = catalog.authenticate(&token).await.expect("checked").expect("valid");
+        assert!(access.allows(Scope::Read) && !access.allows(Scope::Write) && !access.allows(Scope::Admin));
+        for wrong in ["", "wl_", "wl_x_y", &format!("{token}x"), &token[..token.len() - 1]] {
+            assert!(catalog.authenticate(wrong).await.expect("checked").is_none(), "{wrong}");
+        }
+        let stored = catalog.db.rows("SELECT secret_sha256 FROM wattlake_token", vec![]).await.expect("rows");
+        assert!(!token.contains(&stored[0].text(0).expect("text")));
+        catalog.revoke_token(&access.token_id).await.expect("revoked");
+        assert!(catalog.authenticate(&token).await.expect("checked").is_none());
+        assert_eq!(catalog.revoke_token(&access.token_id).await.expect_err("twice").kind, ErrorKind::NotFound);
+    }
+
+    pub(super) async fn commits_publish_files_and_watermark(catalog: &Catalog) {
+        let start = catalog.manifest(SnapshotAt::Latest).await.expect("manifest");
+        assert_eq!((start.snapshot, start.files.len()), (SnapshotId(1), 0));
+        let request = CommitRequest {
+            new_files: vec![file("a"), file("b")],
+            wal_sequence: Some(7),
+            message: "m".into(),
+            ..CommitRequest::default()
+        };
+        let result = catalog.commit(&request).await.expect("commit");
+        assert_eq!((result.snapshot, result.data_file_ids.as_slice()), (SnapshotId(2), &[0, 1][..]));
+        let after = start.after(&request, &result);
+        assert_eq!(catalog.manifest(SnapshotAt::Latest).await.expect("manifest"), after, "memory and database agree");
+        assert_eq!(catalog.wal_checkpoint().await.expect("checkpoint"), 7);
+        let only_watermark = CommitRequest { wal_sequence: Some(9), ..CommitRequest::default() };
+        assert_eq!(catalog.commit(&only_watermark).await.expect("commit").snapshot, SnapshotId(2));
+        assert_eq!(catalog.wal_checkpoint().await.expect("checkpoint"), 9);
+        let back = CommitRequest { wal_sequence: Some(8), ..CommitRequest::default() };
+        assert!(catalog.commit(&back).await.is_err(), "the watermark never goes back");
+        let deletes = CommitRequest { new_deletes: vec![delete(0, None, 3)], ..CommitRequest::default() };
+        let result = catalog.commit(&deletes).await.expect("commit");
+        let last = after.after(&deletes, &result);
+        assert_eq!(catalog.manifest(SnapshotAt::Latest).await.expect("manifest"), last);
+        assert_eq!(last.live_rows(), 197);
+    }
+
+    pub(super) async fn stale_commits_publish_nothing(catalog: &Catalog) {
+        let add = CommitRequest { new_files: vec![file("a")], ..CommitRequest::default() };
+        catalog.commit(&add).await.expect("commit");
+        let first = CommitRequest { new_deletes: vec![delete(0, None, 1)], ..CommitRequest::default() };
+        let result = catalog.commit(&first).await.expect("commit");
+        let stale = CommitRequest { wal_sequence: Some(5), new_files: vec![file("c")], new_deletes: vec![delete(0, None, 2)], ..CommitRequest::default() };
+        assert_eq!(catalog.commit(&stale).await.expect_err("stale").kind, ErrorKind::Stale);
+        let unknown = CommitRequest { new_deletes: vec![delete(99, None, 2)], ..CommitRequest::default() };
+        assert_eq!(catalog.commit(&unknown).await.expect_err("stale").kind, ErrorKind::Stale);
+        let manifest = catalog.manifest(SnapshotAt::Latest).await.expect("manifest");
+        assert_eq!((manifest.snapshot, manifest.files.len()), (result.snapshot, 1));
+        assert_eq!(catalog.wal_checkpoint().await.expect("checkpoint"), 0);
+        let right = CommitRequest { new_deletes: vec![delete(0, Some(result.delete_file_ids[0]), 2)], ..CommitRequest::default() };
+        catalog.commit(&right).await.expect("on the right base");
+    }
+
+    pub(super) async fn earlier_snapshots_stay_readable(catalog: &Catalog) {
+        let add = |name: &str| CommitRequest { new_files: vec![file(name)], ..CommitRequest::default() };
+        let first = catalog.commit(&add("a")).await.expect("commit").snapshot;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let then = Timestamp::now();
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        catalog.commit(&add("b")).await.expect("commit");
+        catalog.commit(&CommitRequest { new_deletes: vec![delete(0, None, 1)], ..CommitRequest::default() }).await.expect("commit");
+        for at in [SnapshotAt::Id(first), SnapshotAt::Time(then)] {
+            let manifest = catalog.manifest(at).await.expect("manifest");
+            assert_eq!((manifest.snapshot, manifest.files.len(), manifest.live_rows()), (first, 1, 100));
+        }
+        let before = Timestamp::from_second(0).expect("time");
+        assert_eq!(catalog.manifest(SnapshotAt::Time(before)).await.expect_err("none").kind, ErrorKind::NotFound);
+    }
+
+    pub(super) async fn concurrent_writers_take_turns(catalog: &Catalog) {
+        let create = async |n: usize| catalog.create_site(&draft(json!({ "name": format!("s{n}") }))).await.map(drop);
+        let commit = async |n: usize| {
+            let request = CommitRequest { new_files: vec![file(&n.to_string())], ..CommitRequest::default() };
+            catalog.commit(&request).await.map(drop)
+        };
+        let (sites, commits) = tokio::join!(
+            futures::future::join_all((0..10).map(create)),
+            futures::future::join_all((0..10).map(commit))
+        );
+        sites.into_iter().chain(commits).collect::<Result<Vec<_>>>().expect("all succeed");
+        catalog.refresh().await.expect("read");
+        assert_eq!(catalog.fleet().sites().count(), 10);
+        assert_eq!(catalog.manifest(SnapshotAt::Latest).await.expect("manifest").files.len(), 10);
+    }
+}

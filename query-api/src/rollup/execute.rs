@@ -352,7 +352,7 @@ impl Groups {
             let spans = Buckets::new(request.width, request.from, request.to, &zone)?;
             let mut of_group = Vec::new();
             for (label, parts) in &buckets {
-                let (start, end) = span(*label, request.width, &spans, &zone);
+                let (start, end) = span(*label, request.width, &spans, &zone)?;
                 of_group.push(combine(name.clone(), start, end, &zone, parts, request.aggregation, kind, weighted));
             }
             rows.extend(fill(of_group, &spans, request.fill, &name, &zone));
@@ -363,7 +363,7 @@ impl Groups {
 }
 
 /// Start and end of a bucket in the zone of its group.
-fn span(label: Label, width: Width, spans: &Buckets, zone: &TimeZone) -> (i64, i64) {
+fn span(label: Label, width: Width, spans: &Buckets, zone: &TimeZone) -> Result<(i64, i64)> {
     let start = match label {
         Label::Instant(start) => start,
         Label::Civil(local) => {
@@ -371,10 +371,14 @@ fn span(label: Label, width: Width, spans: &Buckets, zone: &TimeZone) -> (i64, i
             time.map_or(0, |time| time.as_microsecond())
         }
     };
-    match spans.index(start) {
-        Some(index) if width != Width::All => (spans.edges[index], spans.edges[index + 1]),
-        _ => (start, spans.edges.get(1).copied().unwrap_or(start)),
+    if let Some(index) = spans.index(start) {
+        return Ok((spans.edges[index], spans.edges[index + 1]));
     }
+    // The local day of a site may lie outside of the range as the group's zone counts it.
+    let at = Timestamp::from_microsecond(start).unwrap_or_default();
+    let after = Timestamp::from_microsecond(start + 1).unwrap_or_default();
+    let own = Buckets::new(width, at, after, zone)?;
+    Ok((own.edges[0], own.edges[1]))
 }
 
 #[expect(clippy::too_many_arguments, reason = "one row's worth of context, used once")]

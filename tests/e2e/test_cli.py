@@ -1,0 +1,186 @@
+"""The command line: demo, import, sql, status, config; and real data when it is there."""
+
+import gzip
+import json
+import subprocess
+
+import pandas as pd
+import pytest
+import requests
+
+from conftest import BINARY, SHARED, Server, wait_until
+
+HOUSEHOLDS = SHARED / "datasets" / "sgsc_smart_meter10" / "smart_meter10.csv.gz"
+MAPPING = """
+site = "Households"
+timestamp = "reading_datetime"
+time_zone = "Australia/Brisbane"
+entity = "customer_id"
+[[values]]
+column = "general_supply_kwh"
+metric = "energy"
+unit = "kWh"
+"""
+
+
+def own_households(path):
+    """Three households over two months, half-hourly, with gaps."""
+    rows = []
+    for customer in (101, 102, 103):
+        for i, at in enumerate(pd.date_range("2013-01-15", "2013-03-15", freq="30min", inclusive="left")):
+            if (i * 7 + customer) % 50:
+                rows.append((customer, at.isoformat(), round(((i * 37 + customer * 11) % 200) / 1000, 3)))
+    frame = pd.DataFrame(rows, columns=["customer_id", "reading_datetime", "general_supply_kwh"])
+    frame.to_csv(path, index=False, compression="gzip")
+
+
+def check_households(server, csv, map_file, through_server):
+    frame = pd.read_csv(csv)
+    frame["at"] = pd.to_datetime(frame.reading_datetime).dt.tz_localize("Australia/Brisbane")
+    if not through_server:
+        server.stop()
+    dry = json.loads(server.cli("import", str(csv), "--map", str(map_file), "--dry-run", "--json").stdout)
+    assert dry["report"]["accepted"] == len(frame) and dry["report"]["rejected"] == 0
+    done = json.loads(server.cli("import", str(csv), "--map", str(map_file), "--json").stdout)["report"]
+    assert (done["accepted"], done["rejected"], done["registered"]) == (len(frame), 0, frame.customer_id.nunique())
+    if not through_server:
+        server.start()
+    again = json.loads(server.cli("import", str(csv), "--map", str(map_file), "--json").stdout)["report"]
+    assert again["accepted"] == len(frame) and "registered" not in again
+    server.flush()
+    meters = {m["name"]: m["id"] for m in server.get("/api/meters").json()}
+    assert set(meters) == {str(c) for c in frame.customer_id.unique()}
+    (site,) = server.get("/api/sites").json()
+    r = server.request("PATCH", f"/api/sites/{site['id']}", json={"metadata": {"timezone": "Australia/Brisbane"}})
+    assert r.status_code == 200 and site["name"] == "Households"
+    # Counts and sums in SQL.
+    rows = server.sql("SELECT m.name, count(*) AS n, sum(r.value) AS kwh FROM measurements r JOIN meters m ON m.id = r.entity_id "
+                      "GROUP BY m.name")
+    want = frame.groupby("customer_id").general_supply_kwh.agg(["size", "sum"])
+    assert {r["name"]: (r["n"], round(r["kwh"], 6)) for r in rows} == {
+        str(c): (int(n), round(s, 6)) for c, n, s in want.itertuples()}
+    # Energy by month and day per meter, and the top days, as rollups.
+    span = {"metric": "energy", "by": "meter", "from": "2012-01-01", "to": "2015-01-01", "tz": "Australia/Brisbane"}
+    names = {v: k for k, v in meters.items()}
+    for bucket, freq in (("1mo", "%Y-%m-01"), ("1d", "%Y-%m-%d")):
+        got = server.get("/api/rollup", params=span | {"bucket": bucket}).json()
+        got = {(names[r["meterId"]], r["bucketStart"][:10]): round(r["value"], 6) for r in got}
+        want = frame.groupby(["customer_id", frame["at"].dt.strftime(freq)]).general_supply_kwh.sum()
+        assert got == {(str(c), day): round(v, 6) for (c, day), v in want.items()}, bucket
+    total = {r["bucketStart"][:10]: r["value"] for r in server.get("/api/rollup", params=span | {"bucket": "1d", "by": "total"}).json()}
+    top = sorted(total, key=lambda d: (-round(total[d], 6), d))[:10]
+    want = frame.groupby(frame["at"].dt.strftime("%Y-%m-%d")).general_supply_kwh.sum().round(6)
+    assert top == sorted(want.index, key=lambda d: (-want[d], d))[:10]
+    assert len(server.sql("SELECT DISTINCT entity_id, metric, timestamp FROM measurements")) == len(frame) if len(frame) < 20000 else True
+
+
+@pytest.mark.parametrize("through_server", [True, False])
+def test_import_of_households(server, tmp_path, through_server):
+    own_households(tmp_path / "homes.csv.gz")
+    (tmp_path / "map.toml").write_text(MAPPING)
+    check_households(server, tmp_path / "homes.csv.gz", tmp_path / "map.toml", through_server)
+
+
+def test_import_of_real_households(start, tmp_path):
+    if not HOUSEHOLDS.exists():
+        pytest.skip("optional real data is not here")
+    server = start(settings={"query.timeout": "120s"})
+    (tmp_path / "map.toml").write_text(MAPPING)
+    check_households(server, HOUSEHOLDS, tmp_path / "map.toml", False)
+
+
+def test_import_of_real_solar_sites(server, tmp_path):
+    folder = SHARED / "datasets" / "pv_real_sites"
+    if not folder.exists():
+        pytest.skip("optional real data is not here")
+    (tmp_path / "east.toml").write_text(
+        'timestamp = "measured_on"\nentity_name = "SERF East"\n[[values]]\ncolumn = "ac_power"\nmetric = "power"\nunit = "kW"\n')
+    file = folder / "pvanalytics_serf_east_15min_ac_power.csv"
+    frame = pd.read_csv(file)
+    done = json.loads(server.cli("import", str(file), "--map", str(tmp_path / "east.toml"), "--json").stdout)["report"]
+    assert (done["accepted"], done["rejected"]) == (frame.ac_power.notna().sum(), 0)
+    row = server.sql("SELECT count(*) AS n, sum(value) AS s, min(timestamp) AS a, max(timestamp) AS b FROM measurements")[0]
+    at = pd.to_datetime(frame.measured_on, utc=True)
+    assert row["n"] == frame.ac_power.notna().sum() and abs(row["s"] - frame.ac_power.sum()) < 1e-6
+    assert pd.Timestamp(row["a"]) == at.min() and pd.Timestamp(row["b"]) == at.max()
+    daily = server.get("/api/rollup", params={"metric": "power", "bucket": "1d", "agg": "max", "tz": "Etc/GMT+7",
+                       "from": "2016-01-01", "to": "2018-01-01"}).json()
+    want = frame.groupby(at.dt.tz_convert("Etc/GMT+7").dt.strftime("%Y-%m-%d")).ac_power.max().dropna()
+    assert {r["bucketStart"][:10]: r["value"] for r in daily} == dict(want)
+
+
+def test_import_of_other_formats(server, tmp_path):
+    site = server.post("/api/onboarding/complete", json={"site": {"name": "S"}, "meters": [{"name": "m", "category": "CONS"}]}).json()
+    (m,) = site["meterIds"]
+    (tmp_path / "a.lp").write_text(f"power,entity_id={m} value=1 1767225600000000000\nbroken\n")
+    done = server.cli("import", str(tmp_path / "a.lp"), check=False)
+    assert done.returncode == 1 and "1 readings stored, 1 refused" in done.stdout and "row 2" in done.stderr
+    (tmp_path / "b.ndjson").write_bytes(gzip.compress(json.dumps(
+        {"entityId": m, "timestamp": "2026-01-01T01:00:00Z", "metric": "power", "value": 2}).encode()))
+    server.cli("import", str(tmp_path / "b.ndjson"))
+    frame = pd.DataFrame({"entity_id": [m], "timestamp": pd.to_datetime(["2026-01-01T02:00:00Z"]), "metric": ["power"], "value": [3.0]})
+    frame.to_parquet(tmp_path / "c.parquet")
+    server.cli("import", str(tmp_path / "c.parquet"))
+    assert [r["value"] for r in server.sql("SELECT value FROM measurements ORDER BY timestamp")] == [1.0, 2.0, 3.0]
+    for args, word in [((str(tmp_path / "none.csv"),), "none.csv"), ((str(tmp_path / "x.bin"),), "--format"),
+                       ((str(tmp_path / "a.lp"), "--map", str(tmp_path / "none.toml")), "none.toml")]:
+        done = server.cli("import", *args, check=False)
+        assert done.returncode in (1, 2, 74) and word in done.stderr, done.stderr
+
+
+def test_sql_and_status_with_and_without_a_server(server, fleet):
+    server.write(f"power,entity_id={fleet.main} value=1.5 1767225600")
+    query = "SELECT metric, value FROM measurements"
+    for _ in range(2):
+        assert "| power  | 1.5   |" in server.cli("sql", query).stdout
+        assert server.cli("sql", query, "--format", "csv").stdout.split() == ["metric,value", "power,1.5"]
+        assert json.loads(server.cli("sql", query, "--format", "json").stdout) == [{"metric": "power", "value": 1.5}]
+        status = json.loads(server.cli("status", "--json").stdout)
+        assert status["engine"]["archiveRows"] + status["engine"]["memoryRows"] == 1
+        assert "engine.walSequence" in server.cli("status").stdout
+        done = server.cli("sql", "DROP TABLE sites", check=False)
+        assert done.returncode == 1 and "only queries" in done.stderr
+        server.stop()
+
+
+def test_config(tmp_path):
+    run = lambda *args: subprocess.run([BINARY, *args], capture_output=True, text=True, cwd=tmp_path)
+    assert run("config", "check").returncode == 0
+    (tmp_path / "wattlake.toml").write_text("[http]\nlissten = 'x'\n")
+    done = run("config", "check")
+    assert done.returncode == 2 and "http.lissten" in done.stderr and "http.listen" in done.stderr
+    (tmp_path / "wattlake.toml").write_text("[storage.s3]\nsecret_key = 'hunter2'\n")
+    shown = run("config", "print")
+    assert "hunter2" not in shown.stdout and 'interval = "5m"' in shown.stdout
+    assert run("serve", "--set", "http.listen=0.0.0.0:1x").returncode == 2
+    assert run("nonsense").returncode == 2
+
+
+def test_listening_beyond_loopback_needs_a_token(tmp_path):
+    done = subprocess.run([BINARY, "demo", "--data-dir", str(tmp_path / "d"), "--set", "http.listen=0.0.0.0:0"],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "loopback" in done.stderr
+
+
+def test_demo(start):
+    server = start("demo", command=("demo", "--days", "3"))
+    wait_until(lambda: "Try in another terminal" in server.log_text(), "the welcome")
+    kinds = server.sql("SELECT source_type, count(*) AS n FROM energy_sources GROUP BY 1 ORDER BY 1")
+    assert {k["source_type"] for k in kinds} == {"battery", "ev", "grid", "solar"}
+    sites, meters = server.get("/api/sites").json(), server.get("/api/meters").json()
+    assert len({s["metadata"]["timezone"] for s in sites}) == len(sites) == 3 and 18 <= len(meters) <= 24
+    assert {m["category"] for m in meters} == {"PROD", "CONS", "STOR", "INJ"}
+    assert max(r["depth"] for r in server.sql("SELECT depth FROM meter_tree")) == 2
+    count = lambda: server.sql("SELECT count(*) AS n FROM measurements WHERE metric = 'power'")[0]["n"]
+    before = count()
+    wait_until(lambda: count() > before, "live readings", 10)
+    commands = [l.strip() for l in server.log_text().splitlines() if l.strip().startswith("curl '")]
+    assert commands
+    out = subprocess.run(commands[0], shell=True, capture_output=True, text=True).stdout
+    assert out.startswith("bucketStart,bucketEnd,category") and "PROD" in out
+    server.stop()
+    server.start()
+    assert len(server.get("/api/sites").json()) == 3
+    other = Server(server.dir.parent / "other")
+    other.cli("token", "create", "--name", "x", "--scope", "read")
+    assert requests.get(server.url + "/health").ok
