@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 
 use crate::{
-    Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, Fleet, Manifest, Meter,
-    MeterDraft, NewEntities, NewToken, OnboardingDraft, Result, SecretKey, Site, SiteDraft, SiteId, SnapshotAt,
-    SnapshotId, Token,
+    Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, Fleet, Manifest,
+    Meter, MeterDraft, NewEntities, NewToken, OnboardingDraft, Result, SecretKey, Site, SiteDraft, SiteId,
+    SnapshotAt, SnapshotId, Token,
     db::{Db, Tx},
     entities::{Writer, load_fleet},
     manifest, migrations, tokens,

@@ -298,7 +298,9 @@ impl Row {
         match self {
             Row::Sqlite(row) => row
                 .try_get::<Option<String>, _>(i)?
-                .map(|text| text.parse().map_err(|_| Error::internal(format!("catalog holds a bad uuid `{text}`"))))
+                .map(|text| {
+                    text.parse().map_err(|_| Error::internal(format!("catalog holds a bad uuid `{text}`")))
+                })
                 .transpose(),
             Row::Postgres(row) => Ok(row.try_get(i)?),
         }

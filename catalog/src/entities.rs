@@ -80,7 +80,10 @@ pub(crate) async fn load_fleet(db: &Db) -> Result<Fleet> {
         sites.iter().map(read_site).collect::<Result<_>>()?,
         meters.iter().map(read_meter).collect::<Result<_>>()?,
         sources.iter().map(read_source).collect::<Result<_>>()?,
-        external.iter().map(|row| Ok((row.text(0)?, EntityId(row.uuid(1)?)))).collect::<Result<HashMap<_, _>>>()?,
+        external
+            .iter()
+            .map(|row| Ok((row.text(0)?, EntityId(row.uuid(1)?))))
+            .collect::<Result<HashMap<_, _>>>()?,
     ))
 }
 
@@ -153,8 +156,7 @@ impl Writer<'_> {
         self.refuse_existing("sites", "site", id.0).await?;
         let mut metadata = draft.metadata.clone();
         self.key.seal_metadata(&mut metadata, None, id.0)?;
-        let sql =
-            format!("INSERT INTO sites ({SITE_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)");
+        let sql = format!("INSERT INTO sites ({SITE_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)");
         let values = params![
             id,
             draft.name.as_str(),
@@ -401,17 +403,15 @@ impl Writer<'_> {
         }
         if let Some(parent) = draft.parent_meter_id {
             if !parents.contains_key(&parent) {
-                return Err(match self
-                    .tx
-                    .row("SELECT site_id FROM meters WHERE id = $1", params![parent])
-                    .await?
-                {
-                    Some(row) => Error::invalid(format!(
-                        "parent meter {parent} is on site {}, not on {site}; a meter tree stays on one site",
-                        row.uuid(0)?
-                    )),
-                    None => Error::invalid(format!("parent meter {parent} does not exist")),
-                });
+                return Err(
+                    match self.tx.row("SELECT site_id FROM meters WHERE id = $1", params![parent]).await? {
+                        Some(row) => Error::invalid(format!(
+                            "parent meter {parent} is on site {}, not on {site}; a meter tree stays on one site",
+                            row.uuid(0)?
+                        )),
+                        None => Error::invalid(format!("parent meter {parent} does not exist")),
+                    },
+                );
             }
             let mut seen = HashSet::from([id]);
             let mut above = Some(parent);
@@ -426,7 +426,9 @@ impl Writer<'_> {
         }
         let sql = "SELECT id FROM meters WHERE parent_meter_id = $1 AND site_id <> $2";
         if self.tx.row(sql, params![id, site]).await?.is_some() {
-            return Err(Error::invalid(format!("meter {id} has meters below it on its old site; move them first")));
+            return Err(Error::invalid(format!(
+                "meter {id} has meters below it on its old site; move them first"
+            )));
         }
         Ok(())
     }

@@ -24,8 +24,8 @@ pub use manifest::{
     SnapshotAt, SnapshotId, StoredFile, columns,
 };
 pub use model::{
-    Category, EnergySource, EnergySourceDraft, EntityId, EntityType, IndustryType, Meter, MeterDraft, Quality,
-    ReadingFrequency, Site, SiteDraft, SiteId,
+    Category, EnergySource, EnergySourceDraft, EntityId, EntityType, IndustryType, Meter, MeterDraft,
+    Quality, ReadingFrequency, Site, SiteDraft, SiteId,
 };
 pub use secrets::{MASK, SecretKey};
 pub use tokens::{Access, NewToken, Scope, Token};

@@ -273,9 +273,9 @@ fn check_name(what: &str, name: &str) -> Result<()> {
 
 fn check_text(what: &str, text: Option<&String>) -> Result<()> {
     match text {
-        Some(text) if text.contains('\0') || text.chars().count() > TEXT_CHARS_MAX => Err(Error::invalid(
-            format!("{what}: at most {TEXT_CHARS_MAX} characters without NUL characters"),
-        )),
+        Some(text) if text.contains('\0') || text.chars().count() > TEXT_CHARS_MAX => {
+            Err(Error::invalid(format!("{what}: at most {TEXT_CHARS_MAX} characters without NUL characters")))
+        }
         _ => Ok(()),
     }
 }

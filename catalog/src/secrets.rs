@@ -44,7 +44,10 @@ impl SecretKey {
                 let bytes = BASE64.decode(text.trim()).ok();
                 let cipher = bytes.and_then(|bytes| XChaCha20Poly1305::new_from_slice(&bytes).ok());
                 cipher.map(Self).ok_or_else(|| {
-                    Error::internal(format!("key file {} does not hold a base64 key of 32 bytes", path.display()))
+                    Error::internal(format!(
+                        "key file {} does not hold a base64 key of 32 bytes",
+                        path.display()
+                    ))
                 })
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -60,9 +63,7 @@ impl SecretKey {
                 })?;
                 Ok(Self(XChaCha20Poly1305::new(&key.into())))
             }
-            Err(error) => {
-                Err(Error::internal(format!("cannot read key file {}: {error}", path.display())))
-            }
+            Err(error) => Err(Error::internal(format!("cannot read key file {}: {error}", path.display()))),
         }
     }
 
@@ -83,9 +84,12 @@ impl SecretKey {
     /// When the value was sealed with another key, for another entity or field, or was altered.
     pub fn open(&self, sealed: &str, owner: Uuid, field: &str) -> Result<String> {
         let wrong = || {
-            Error::internal(format!("metadata.{field} of {owner} does not open with this data directory's key"))
+            Error::internal(format!(
+                "metadata.{field} of {owner} does not open with this data directory's key"
+            ))
         };
-        let bytes = sealed.strip_prefix(PREFIX).and_then(|text| BASE64.decode(text).ok()).ok_or_else(wrong)?;
+        let bytes =
+            sealed.strip_prefix(PREFIX).and_then(|text| BASE64.decode(text).ok()).ok_or_else(wrong)?;
         let (nonce, ciphertext) = bytes.split_at_checked(24).ok_or_else(wrong)?;
         let nonce: [u8; 24] = nonce.try_into().map_err(|_| wrong())?;
         let aad = associated_data(owner, field);
@@ -119,7 +123,8 @@ impl SecretKey {
                     }
                 }
                 Value::Null | Value::String(_) | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
-                    if SECRET_FIELDS.contains(&field.as_str()) && !matches!(value, Value::Null | Value::String(_))
+                    if SECRET_FIELDS.contains(&field.as_str())
+                        && !matches!(value, Value::Null | Value::String(_))
                     {
                         return Err(Error::invalid(format!("metadata.{field}: a secret is a text")));
                     }

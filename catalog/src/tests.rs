@@ -52,7 +52,10 @@ async fn a_catalog_belongs_to_its_storage() {
     let url = format!("sqlite:{}/catalog.db", dir.path().display());
     let key = dir.path().join("key");
     let catalog = Catalog::open(&url, &key, "s3://one/").await.expect("opens");
-    catalog.commit(&CommitRequest { new_files: vec![suite::file("a")], ..CommitRequest::default() }).await.expect("commit");
+    catalog
+        .commit(&CommitRequest { new_files: vec![suite::file("a")], ..CommitRequest::default() })
+        .await
+        .expect("commit");
     catalog.close().await;
     let error = Catalog::open(&url, &key, "s3://two/").await.expect_err("other storage");
     assert!(error.kind == ErrorKind::Conflict && error.message.contains("s3://one/"), "{error}");
@@ -93,7 +96,12 @@ mod suite {
 
     pub(super) fn file(name: &str) -> NewDataFile {
         NewDataFile {
-            stored: StoredFile { path: format!("month=2026-01/{name}.parquet"), bytes: 10, footer_bytes: 3, blake3: "00".into() },
+            stored: StoredFile {
+                path: format!("month=2026-01/{name}.parquet"),
+                bytes: 10,
+                footer_bytes: 3,
+                blake3: "00".into(),
+            },
             rows: 100,
             row_group_rows: 1 << 20,
             level: 0,
@@ -109,8 +117,12 @@ mod suite {
     }
 
     fn delete(data_file_id: i64, replaces: Option<i64>, count: u64) -> NewDeleteFile {
-        let stored =
-            StoredFile { path: format!("_deletes/{data_file_id}-{count}.parquet"), bytes: 5, footer_bytes: 2, blake3: "01".into() };
+        let stored = StoredFile {
+            path: format!("_deletes/{data_file_id}-{count}.parquet"),
+            bytes: 5,
+            footer_bytes: 2,
+            blake3: "01".into(),
+        };
         NewDeleteFile { data_file_id, replaces, stored, count }
     }
 
@@ -135,9 +147,13 @@ mod suite {
         assert_eq!(fleet.source(source.id), Some(&source));
         assert_eq!(fleet.by_external_id("serial-1"), Some(meter.id));
         assert_eq!(fleet.site_of(source.id).map(|s| s.id), Some(site.id));
-        let changed = MeterDraft { name: "renamed".into(), metadata: Default::default(), ..MeterDraft::from(&meter) };
+        let changed =
+            MeterDraft { name: "renamed".into(), metadata: Default::default(), ..MeterDraft::from(&meter) };
         let changed = catalog.update_meter(meter.id, &changed).await.expect("update");
-        assert_eq!((changed.name.as_str(), changed.capacity, changed.created_at), ("renamed", Some(10.5), meter.created_at));
+        assert_eq!(
+            (changed.name.as_str(), changed.capacity, changed.created_at),
+            ("renamed", Some(10.5), meter.created_at)
+        );
         assert_eq!(catalog.fleet().by_external_id("serial-1"), None);
     }
 
@@ -161,10 +177,16 @@ mod suite {
         let twice = json!({ "id": top, "siteId": a, "name": "m", "category": "CONS" });
         assert_eq!(catalog.create_meter(&draft(twice)).await.expect_err("exists").kind, ErrorKind::Conflict);
         let source = json!({ "id": top, "meterId": top, "name": "s", "sourceType": "grid" });
-        assert_eq!(catalog.create_source(&draft(source)).await.expect_err("exists").kind, ErrorKind::Conflict);
+        assert_eq!(
+            catalog.create_source(&draft(source)).await.expect_err("exists").kind,
+            ErrorKind::Conflict
+        );
         let external = |name: &str| json!({ "siteId": a, "name": "m", "category": "CONS", "metadata": { "externalId": name } });
         catalog.create_meter(&draft(external("x"))).await.expect("first");
-        assert_eq!(catalog.create_meter(&draft(external("x"))).await.expect_err("taken").kind, ErrorKind::Conflict);
+        assert_eq!(
+            catalog.create_meter(&draft(external("x"))).await.expect_err("taken").kind,
+            ErrorKind::Conflict
+        );
     }
 
     pub(super) async fn deleting_asks_for_cascade(catalog: &Catalog) {
@@ -175,7 +197,11 @@ mod suite {
             .create_source(&draft(json!({ "meterId": below, "name": "s", "sourceType": "solar" })))
             .await
             .expect("source");
-        for refused in [catalog.delete_site(a, false).await, catalog.delete_meter(top, false).await, catalog.delete_meter(below, false).await] {
+        for refused in [
+            catalog.delete_site(a, false).await,
+            catalog.delete_meter(top, false).await,
+            catalog.delete_meter(below, false).await,
+        ] {
             let error = refused.expect_err("has children");
             assert!(error.kind == ErrorKind::Conflict && error.message.contains("cascade"), "{error}");
         }
@@ -188,12 +214,14 @@ mod suite {
     pub(super) async fn secrets_are_sealed_and_kept(catalog: &Catalog) {
         let a = site(catalog, "a").await;
         let m = meter(catalog, a, None).await;
-        let body = json!({ "meterId": m, "name": "s", "sourceType": "solar", "metadata": { "apiKey": "hunter2" } });
+        let body =
+            json!({ "meterId": m, "name": "s", "sourceType": "solar", "metadata": { "apiKey": "hunter2" } });
         let source = catalog.create_source(&draft(body)).await.expect("source");
         assert_eq!(source.metadata["apiKey"], MASK);
         let stored = async || {
             let sql = "SELECT metadata FROM energy_sources";
-            catalog.db.row(sql, vec![]).await.expect("row").expect("one").json(0).expect("json")["apiKey"].clone()
+            catalog.db.row(sql, vec![]).await.expect("row").expect("one").json(0).expect("json")["apiKey"]
+                .clone()
         };
         let sealed = stored().await;
         let text = sealed.as_str().expect("text").to_owned();
@@ -232,7 +260,10 @@ mod suite {
         assert!(!token.contains(&stored[0].text(0).expect("text")));
         catalog.revoke_token(&access.token_id).await.expect("revoked");
         assert!(catalog.authenticate(&token).await.expect("checked").is_none());
-        assert_eq!(catalog.revoke_token(&access.token_id).await.expect_err("twice").kind, ErrorKind::NotFound);
+        assert_eq!(
+            catalog.revoke_token(&access.token_id).await.expect_err("twice").kind,
+            ErrorKind::NotFound
+        );
     }
 
     pub(super) async fn commits_publish_files_and_watermark(catalog: &Catalog) {
@@ -247,7 +278,11 @@ mod suite {
         let result = catalog.commit(&request).await.expect("commit");
         assert_eq!((result.snapshot, result.data_file_ids.as_slice()), (SnapshotId(2), &[0, 1][..]));
         let after = start.after(&request, &result);
-        assert_eq!(catalog.manifest(SnapshotAt::Latest).await.expect("manifest"), after, "memory and database agree");
+        assert_eq!(
+            catalog.manifest(SnapshotAt::Latest).await.expect("manifest"),
+            after,
+            "memory and database agree"
+        );
         assert_eq!(catalog.wal_checkpoint().await.expect("checkpoint"), 7);
         let only_watermark = CommitRequest { wal_sequence: Some(9), ..CommitRequest::default() };
         assert_eq!(catalog.commit(&only_watermark).await.expect("commit").snapshot, SnapshotId(2));
@@ -266,14 +301,22 @@ mod suite {
         catalog.commit(&add).await.expect("commit");
         let first = CommitRequest { new_deletes: vec![delete(0, None, 1)], ..CommitRequest::default() };
         let result = catalog.commit(&first).await.expect("commit");
-        let stale = CommitRequest { wal_sequence: Some(5), new_files: vec![file("c")], new_deletes: vec![delete(0, None, 2)], ..CommitRequest::default() };
+        let stale = CommitRequest {
+            wal_sequence: Some(5),
+            new_files: vec![file("c")],
+            new_deletes: vec![delete(0, None, 2)],
+            ..CommitRequest::default()
+        };
         assert_eq!(catalog.commit(&stale).await.expect_err("stale").kind, ErrorKind::Stale);
         let unknown = CommitRequest { new_deletes: vec![delete(99, None, 2)], ..CommitRequest::default() };
         assert_eq!(catalog.commit(&unknown).await.expect_err("stale").kind, ErrorKind::Stale);
         let manifest = catalog.manifest(SnapshotAt::Latest).await.expect("manifest");
         assert_eq!((manifest.snapshot, manifest.files.len()), (result.snapshot, 1));
         assert_eq!(catalog.wal_checkpoint().await.expect("checkpoint"), 0);
-        let right = CommitRequest { new_deletes: vec![delete(0, Some(result.delete_file_ids[0]), 2)], ..CommitRequest::default() };
+        let right = CommitRequest {
+            new_deletes: vec![delete(0, Some(result.delete_file_ids[0]), 2)],
+            ..CommitRequest::default()
+        };
         catalog.commit(&right).await.expect("on the right base");
     }
 
@@ -284,17 +327,24 @@ mod suite {
         let then = Timestamp::now();
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         catalog.commit(&add("b")).await.expect("commit");
-        catalog.commit(&CommitRequest { new_deletes: vec![delete(0, None, 1)], ..CommitRequest::default() }).await.expect("commit");
+        catalog
+            .commit(&CommitRequest { new_deletes: vec![delete(0, None, 1)], ..CommitRequest::default() })
+            .await
+            .expect("commit");
         for at in [SnapshotAt::Id(first), SnapshotAt::Time(then)] {
             let manifest = catalog.manifest(at).await.expect("manifest");
             assert_eq!((manifest.snapshot, manifest.files.len(), manifest.live_rows()), (first, 1, 100));
         }
         let before = Timestamp::from_second(0).expect("time");
-        assert_eq!(catalog.manifest(SnapshotAt::Time(before)).await.expect_err("none").kind, ErrorKind::NotFound);
+        assert_eq!(
+            catalog.manifest(SnapshotAt::Time(before)).await.expect_err("none").kind,
+            ErrorKind::NotFound
+        );
     }
 
     pub(super) async fn concurrent_writers_take_turns(catalog: &Catalog) {
-        let create = async |n: usize| catalog.create_site(&draft(json!({ "name": format!("s{n}") }))).await.map(drop);
+        let create =
+            async |n: usize| catalog.create_site(&draft(json!({ "name": format!("s{n}") }))).await.map(drop);
         let commit = async |n: usize| {
             let request = CommitRequest { new_files: vec![file(&n.to_string())], ..CommitRequest::default() };
             catalog.commit(&request).await.map(drop)

@@ -50,18 +50,16 @@ impl Layers {
         }
         for text in &self.assignments {
             let origin = format!("--set {text}");
-            let (key, value) = text.split_once('=').ok_or_else(|| ConfigError::NotAnAssignment {
-                origin: "--set".into(),
-                text: text.clone(),
-            })?;
+            let (key, value) = text
+                .split_once('=')
+                .ok_or_else(|| ConfigError::NotAnAssignment { origin: "--set".into(), text: text.clone() })?;
             merge(&mut merged, assignment(key.trim(), value.trim(), &origin, &known)?);
         }
-        let settings: Settings = serde_path_to_error::deserialize(Value::Table(merged)).map_err(|error| {
-            ConfigError::Invalid {
+        let settings: Settings =
+            serde_path_to_error::deserialize(Value::Table(merged)).map_err(|error| ConfigError::Invalid {
                 key: error.path().to_string(),
                 message: error.into_inner().message().trim().to_owned(),
-            }
-        })?;
+            })?;
         settings.check()?;
         Ok(settings)
     }
@@ -134,12 +132,7 @@ fn unknown(origin: &str, key: &str, known: &[(String, Value)]) -> ConfigError {
 }
 
 /// A table that sets one dotted key to a text, read as the type that the key has.
-fn assignment(
-    key: &str,
-    text: &str,
-    origin: &str,
-    known: &[(String, Value)],
-) -> Result<Table, ConfigError> {
+fn assignment(key: &str, text: &str, origin: &str, known: &[(String, Value)]) -> Result<Table, ConfigError> {
     let default = known.iter().find(|(k, v)| k == key && !v.is_table()).map(|(_, v)| v);
     let value = match default {
         Some(Value::String(_)) => Value::String(text.to_owned()),

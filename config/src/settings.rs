@@ -292,8 +292,7 @@ impl Settings {
     /// # Errors
     /// [`ConfigError::Invalid`] with the key and the valid choice.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let invalid =
-            |key: &str, message: String| Err(ConfigError::Invalid { key: key.to_owned(), message });
+        let invalid = |key: &str, message: String| Err(ConfigError::Invalid { key: key.to_owned(), message });
         if self.data_dir.0.as_os_str().is_empty() {
             return invalid("data_dir", "is empty; name a directory".into());
         }
@@ -313,7 +312,10 @@ impl Settings {
         }
         if self.http.listen.parse::<SocketAddr>().is_err() {
             let listen = &self.http.listen;
-            return invalid("http.listen", format!("`{listen}` is not ADDRESS:PORT, for example 127.0.0.1:8787"));
+            return invalid(
+                "http.listen",
+                format!("`{listen}` is not ADDRESS:PORT, for example 127.0.0.1:8787"),
+            );
         }
         for (key, listen) in
             [("postgres.listen", &self.postgres.listen), ("flight.listen", &self.flight.listen)]

@@ -46,13 +46,11 @@ fn unknown_keys_name_the_nearest() {
     let error =
         Layers { file: Some(file.path().to_owned()), ..Layers::default() }.load().expect_err("unknown");
     assert!(error.to_string().contains("`querry`"), "{error}");
-    let error = Layers {
-        environment: vec![("WATTLAKE_QUERY__TIMEOUTS".into(), "1s".into())],
-        ..Layers::default()
-    }
-    .load()
-    .expect_err("unknown")
-    .to_string();
+    let error =
+        Layers { environment: vec![("WATTLAKE_QUERY__TIMEOUTS".into(), "1s".into())], ..Layers::default() }
+            .load()
+            .expect_err("unknown")
+            .to_string();
     assert!(error.contains("WATTLAKE_QUERY__TIMEOUTS") && error.contains("query.timeout"), "{error}");
 }
 

@@ -15,5 +15,3 @@ pub(crate) use delete_file::{read_positions, write_delete_file};
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
 pub use schema::measurement_schema;
 pub use storage::{Storage, StorageKind};
-
-

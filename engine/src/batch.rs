@@ -99,8 +99,7 @@ impl Batch {
         }
         let ts = input.column(rows, i64::from_le_bytes)?;
         let value = input.column(rows, f64::from_le_bytes)?;
-        let quality =
-            input.take(rows)?.iter().map(|code| quality_of(*code)).collect::<Option<Vec<_>>>();
+        let quality = input.take(rows)?.iter().map(|code| quality_of(*code)).collect::<Option<Vec<_>>>();
         let quality = quality.ok_or_else(|| Error::corrupt("batch: unknown quality code"))?;
         let mut metadata = Vec::new();
         for _ in 0..input.len(8)? {

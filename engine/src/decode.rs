@@ -85,5 +85,3 @@ pub(crate) fn decode(request: &IngestRequest, collector: &mut Collector) -> Resu
         }
     }
 }
-
-

@@ -81,10 +81,11 @@ impl Memtable {
             let series = batch.series[row];
             let run = batch.series[row..].iter().take_while(|s| **s == series).count();
             let (id, unit) = interned[series as usize];
-            let rows = inner
-                .series
-                .entry(id)
-                .or_insert_with(|| SeriesRows { is_ordered: true, min_ts: i64::MAX, ..SeriesRows::default() });
+            let rows = inner.series.entry(id).or_insert_with(|| SeriesRows {
+                is_ordered: true,
+                min_ts: i64::MAX,
+                ..SeriesRows::default()
+            });
             for i in row..row + run {
                 let ts = batch.ts[i];
                 rows.is_ordered &= rows.ts.last().is_none_or(|last| *last < ts);

@@ -94,10 +94,8 @@ impl Conversion {
             return Some(Self::IDENTITY);
         }
         let (from, to) = (find_unit(from)?, find_unit(to)?);
-        (from.dimension == to.dimension).then(|| Self {
-            factor: from.factor / to.factor,
-            offset: (from.offset - to.offset) / to.factor,
-        })
+        (from.dimension == to.dimension)
+            .then(|| Self { factor: from.factor / to.factor, offset: (from.offset - to.offset) / to.factor })
     }
 
     pub fn apply(self, value: f64) -> f64 {
@@ -140,8 +138,7 @@ impl MetricRegistry {
     /// The built-in metrics and those of the configuration, which may redefine built-in ones.
     pub fn new(configured: &BTreeMap<String, MetricDefinition>) -> Self {
         let built_in = BUILT_IN.iter().map(|(name, kind, unit)| {
-            let metric =
-                Metric { kind: *kind, unit: (*unit).to_owned(), weight_by_capacity: *name == "soc" };
+            let metric = Metric { kind: *kind, unit: (*unit).to_owned(), weight_by_capacity: *name == "soc" };
             ((*name).to_owned(), metric)
         });
         let own = configured.iter().map(|(name, definition)| {
@@ -164,7 +161,11 @@ impl MetricRegistry {
     ///
     /// # Errors
     /// A text naming the valid units when the stated one does not fit the metric.
-    pub fn normalise<'a>(&'a self, metric: &str, stated: Option<&'a str>) -> Result<(&'a str, Conversion), String> {
+    pub fn normalise<'a>(
+        &'a self,
+        metric: &str,
+        stated: Option<&'a str>,
+    ) -> Result<(&'a str, Conversion), String> {
         let Some(known) = self.get(metric) else {
             return Ok((stated.unwrap_or_default(), Conversion::IDENTITY));
         };

@@ -49,8 +49,10 @@ impl SeriesTable {
     pub(crate) fn intern(&self, table: &[BatchSeries]) -> Vec<(SeriesId, UnitId)> {
         {
             let inner = self.inner.read();
-            let known: Option<Vec<_>> =
-                table.iter().map(|series| Some((inner.find(series)?, inner.find_unit(&series.unit)?))).collect();
+            let known: Option<Vec<_>> = table
+                .iter()
+                .map(|series| Some((inner.find(series)?, inner.find_unit(&series.unit)?)))
+                .collect();
             if let Some(known) = known {
                 return known;
             }
@@ -89,7 +91,8 @@ impl Inner {
             return *id;
         }
         let id = SeriesId(self.keys.len() as u32);
-        let key = SeriesKey { entity: series.entity, entity_type: series.entity_type, metric: Arc::clone(&metric) };
+        let key =
+            SeriesKey { entity: series.entity, entity_type: series.entity_type, metric: Arc::clone(&metric) };
         self.keys.push(Arc::new(key));
         self.ids.insert((series.entity, metric), id);
         id

@@ -91,10 +91,15 @@ async fn visible(engine: &Engine) -> BTreeMap<(String, String, i64), u64> {
         let hidden = view.hidden_rows(file, &late).await.expect("hidden rows");
         let bytes = view.storage().read_whole(&file.stored).await.expect("file");
         let mut position = 0;
-        for batch in ParquetRecordBatchReaderBuilder::try_new(bytes).expect("parquet").build().expect("reader") {
+        for batch in
+            ParquetRecordBatchReaderBuilder::try_new(bytes).expect("parquet").build().expect("reader")
+        {
             let batch = batch.expect("batch");
             let text = |name: &str| {
-                let column = arrow::compute::cast(batch.column_by_name(name).expect("column"), &arrow::datatypes::DataType::Utf8);
+                let column = arrow::compute::cast(
+                    batch.column_by_name(name).expect("column"),
+                    &arrow::datatypes::DataType::Utf8,
+                );
                 arrow::array::AsArray::as_string::<i32>(&column.expect("text")).clone()
             };
             let (entity, metric) = (text("entity_id"), text("metric"));
@@ -254,7 +259,8 @@ async fn registration_is_limited_per_minute() {
     let engine = start(&settings).await;
     let ingest = Ingest::new(Arc::clone(&engine));
     let body = "power,host=a value=1\npower,host=b value=1\npower,host=c value=1\npower,host=a value=2\n";
-    let report = ingest.ingest(IngestRequest { site: "db".into(), ..request(BodyFormat::LineProtocol, body) }).await;
+    let report =
+        ingest.ingest(IngestRequest { site: "db".into(), ..request(BodyFormat::LineProtocol, body) }).await;
     let report = report.expect("stored");
     assert_eq!((report.accepted, report.rejected, report.registered), (3, 1, 2));
     assert_eq!(report.errors[0].kind, "too_many_new_entities");
@@ -294,7 +300,9 @@ mod bodies {
         let dir = tempfile::TempDir::new().expect("dir");
         let engine = start(&settings(dir.path())).await;
         let [a, _] = two_meters(&engine).await;
-        let good = format!(r#"{{"entityId":"{a}","timestamp":"2026-02-01T10:00:00+01:00","metric":"power","value":1500,"unit":"W"}}"#);
+        let good = format!(
+            r#"{{"entityId":"{a}","timestamp":"2026-02-01T10:00:00+01:00","metric":"power","value":1500,"unit":"W"}}"#
+        );
         let change = |from: &str, to: &str| good.replace(from, to);
         let rows = [
             good.clone(),
@@ -315,8 +323,16 @@ mod bodies {
         assert_eq!(
             kinds(&report),
             [
-                (1, "unknown_unit"), (2, "invalid"), (3, "future_timestamp"), (4, "invalid"), (5, "invalid"),
-                (6, "invalid"), (7, "unknown_entity"), (8, "invalid"), (9, "invalid"), (10, "invalid"),
+                (1, "unknown_unit"),
+                (2, "invalid"),
+                (3, "future_timestamp"),
+                (4, "invalid"),
+                (5, "invalid"),
+                (6, "invalid"),
+                (7, "unknown_entity"),
+                (8, "invalid"),
+                (9, "invalid"),
+                (10, "invalid"),
             ]
         );
         let key = (a.to_string(), "power".to_owned(), 1_769_936_400_000_000);
@@ -325,7 +341,8 @@ mod bodies {
             let error = Ingest::new(Arc::clone(&engine)).ingest(request(BodyFormat::Json, body)).await;
             assert_eq!(error.expect_err(body).kind, ErrorKind::Invalid);
         }
-        let error = Ingest::new(Arc::clone(&engine)).ingest(request(BodyFormat::Json, vec![b'"', 0xff])).await;
+        let error =
+            Ingest::new(Arc::clone(&engine)).ingest(request(BodyFormat::Json, vec![b'"', 0xff])).await;
         assert!(error.expect_err("not UTF-8").message.contains("UTF-8"));
     }
 
@@ -352,8 +369,12 @@ mod bodies {
              {b},2026-02-01T00:00:00Z,power,2,\n"
         );
         let report = ingest(&engine, BodyFormat::Csv, csv).await;
-        assert_eq!((report.accepted, kinds(&report)), (2, vec![(1, "invalid"), (2, "invalid"), (3, "invalid"), (4, "invalid")]));
-        let mut bad_utf8 = format!("entity_id,timestamp,metric,value\n{a},2026-02-01T02:00:00Z,power,1\n{a},").into_bytes();
+        assert_eq!(
+            (report.accepted, kinds(&report)),
+            (2, vec![(1, "invalid"), (2, "invalid"), (3, "invalid"), (4, "invalid")])
+        );
+        let mut bad_utf8 =
+            format!("entity_id,timestamp,metric,value\n{a},2026-02-01T02:00:00Z,power,1\n{a},").into_bytes();
         bad_utf8.extend_from_slice(b"\xff\xfe,power,1\n");
         let report = ingest(&engine, BodyFormat::Csv, bad_utf8).await;
         assert_eq!((report.accepted, kinds(&report)), (1, vec![(1, "invalid")]));
@@ -375,7 +396,11 @@ mod bodies {
             timestamp: Some("when".into()),
             time_zone: Some("Europe/Berlin".into()),
             entity: Some("customer".into()),
-            values: vec![ValueColumn { column: "wh".into(), metric: "energy".into(), unit: Some("Wh".into()) }],
+            values: vec![ValueColumn {
+                column: "wh".into(),
+                metric: "energy".into(),
+                unit: Some("Wh".into()),
+            }],
             ..TableMapping::default()
         };
         // 2025-10-26 repeats 02:00 to 03:00; 2025-03-30 skips it.
@@ -385,7 +410,8 @@ mod bodies {
         let report = Ingest::new(Arc::clone(&engine)).ingest(request).await.expect("a report");
         assert_eq!((report.accepted, report.rejected, report.registered), (5, 0, 1));
         let at = |text: &str| parse_timestamp(text, None).expect("time");
-        let found: Vec<_> = visible(&engine).await.into_iter().map(|((_, _, ts), v)| (ts, f64::from_bits(v))).collect();
+        let found: Vec<_> =
+            visible(&engine).await.into_iter().map(|((_, _, ts), v)| (ts, f64::from_bits(v))).collect();
         assert_eq!(
             found,
             [
@@ -415,7 +441,9 @@ mod bodies {
         let fleet = engine.catalog().fleet();
         let c = fleet.by_external_id("default/my meas,x,tag one=va=l,ue").expect("registered");
         let all = visible(&engine).await;
-        let value = |e: EntityId, m: &str, ts| all.get(&(e.to_string(), m.to_owned(), ts)).map(|v| f64::from_bits(*v));
+        let value = |e: EntityId, m: &str, ts| {
+            all.get(&(e.to_string(), m.to_owned(), ts)).map(|v| f64::from_bits(*v))
+        };
         assert_eq!(value(a, "power", 1), Some(1.0));
         assert_eq!(value(b, "power", 2), Some(2.5));
         assert_eq!(value(b, "voltage", 2), Some(230.0));
@@ -451,8 +479,14 @@ mod bodies {
         let packed = Bytes::from(zstd::encode_all(&zeros[..], 3).expect("zstd"));
         for (body, encoding) in [(gzip, ContentEncoding::Gzip), (packed, ContentEncoding::Zstd)] {
             assert_eq!(decompress(body.clone(), encoding, 20 << 20).expect("fits").len(), 20 << 20);
-            assert_eq!(decompress(body.clone(), encoding, 1 << 20).expect_err("bomb").kind, ErrorKind::TooLarge);
-            assert_eq!(decompress(body.slice(..body.len() / 2), encoding, 64 << 20).expect_err("cut").kind, ErrorKind::Invalid);
+            assert_eq!(
+                decompress(body.clone(), encoding, 1 << 20).expect_err("bomb").kind,
+                ErrorKind::TooLarge
+            );
+            assert_eq!(
+                decompress(body.slice(..body.len() / 2), encoding, 64 << 20).expect_err("cut").kind,
+                ErrorKind::Invalid
+            );
         }
         assert_eq!("br".parse::<ContentEncoding>().expect_err("unsupported").kind, ErrorKind::Invalid);
     }

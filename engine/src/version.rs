@@ -53,8 +53,7 @@ struct HighWater {
 impl Versions {
     pub(crate) fn new(manifest: Manifest, series: Arc<SeriesTable>) -> Self {
         let others = manifest.files.iter().map(|file| file.bounds.max_ts).max().unwrap_or(i64::MIN);
-        let version =
-            Version { manifest: Arc::new(manifest), frozen: Vec::new(), active: Arc::default() };
+        let version = Version { manifest: Arc::new(manifest), frozen: Vec::new(), active: Arc::default() };
         Self {
             current: ArcSwap::from_pointee(version),
             change: Mutex::new(()),

@@ -117,7 +117,12 @@ impl QueryService {
             .enable_all()
             .build()
             .map_err(|error| ApiError::internal(format!("cannot start query threads: {error}")))?;
-        Ok(Self { engine, runtime: Some(runtime), turns: Arc::new(Semaphore::new(settings.max_concurrent)), shared })
+        Ok(Self {
+            engine,
+            runtime: Some(runtime),
+            turns: Arc::new(Semaphore::new(settings.max_concurrent)),
+            shared,
+        })
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
@@ -132,14 +137,21 @@ impl QueryService {
         let turn = timeout(QUEUE_WAIT, Arc::clone(&self.turns).acquire_owned()).await;
         let Ok(Ok(turn)) = turn else {
             metrics::counter!("wattlake_queries_refused_total").increment(1);
-            return Err(ApiError::new(Kind::Overloaded, "too many queries at once (query.max_concurrent); try again"));
+            return Err(ApiError::new(
+                Kind::Overloaded,
+                "too many queries at once (query.max_concurrent); try again",
+            ));
         };
         let settings = &self.engine.settings().query;
         let (limit, rows_max) = (settings.timeout.0, settings.max_rows);
         let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
         let (schema_sender, schema) = tokio::sync::oneshot::channel();
-        let (engine, memory, shared) = (Arc::clone(&self.engine), settings.memory.as_usize(), Arc::clone(&self.shared));
-        let runtime = self.runtime.as_ref().ok_or_else(|| ApiError::new(Kind::Unavailable, "the server is stopping"))?;
+        let (engine, memory, shared) =
+            (Arc::clone(&self.engine), settings.memory.as_usize(), Arc::clone(&self.shared));
+        let runtime = self
+            .runtime
+            .as_ref()
+            .ok_or_else(|| ApiError::new(Kind::Unavailable, "the server is stopping"))?;
         let started = Instant::now();
         let task = runtime.spawn(async move {
             let _turn = turn;

@@ -77,7 +77,9 @@ fn prometheus() -> Result<PrometheusHandle, Failure> {
         return Ok(handle.clone());
     }
     let handle = PrometheusBuilder::new()
-        .set_buckets(&[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
+        .set_buckets(&[
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+        ])
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| Failure::failed(format!("cannot start metrics: {error}")))?;
     Ok(HANDLE.get_or_init(|| handle).clone())
@@ -87,12 +89,14 @@ fn prometheus() -> Result<PrometheusHandle, Failure> {
 ///
 /// # Errors
 /// An address that is taken, or one beyond loopback without any token.
-pub(crate) async fn listen(settings: &Settings, open: &Open, requires_token: bool) -> Result<Listening, Failure> {
-    let address: SocketAddr = settings
-        .http
-        .listen
-        .parse()
-        .map_err(|_| Failure::usage(format!("http.listen: `{}` is not ADDRESS:PORT", settings.http.listen)))?;
+pub(crate) async fn listen(
+    settings: &Settings,
+    open: &Open,
+    requires_token: bool,
+) -> Result<Listening, Failure> {
+    let address: SocketAddr = settings.http.listen.parse().map_err(|_| {
+        Failure::usage(format!("http.listen: `{}` is not ADDRESS:PORT", settings.http.listen))
+    })?;
     if requires_token {
         create_admin_token(settings, open.engine.catalog()).await?;
     }
@@ -226,7 +230,8 @@ fn connection(
 /// Completes on SIGTERM or SIGINT.
 pub(crate) async fn termination() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut term), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
     };

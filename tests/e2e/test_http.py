@@ -241,3 +241,32 @@ def test_overload_is_answered_429(start):
     server = start(settings={"ingest.max_inflight_bytes": "1000B"})
     r = server.post("/api/v2/write", params={"bucket": "b"}, data="x" * 5000)
     assert r.status_code == 429 and "Retry-After" in r.headers, r.text
+
+
+def test_every_route_asks_for_its_scope(server):
+    """The table of routes times every scope: nothing answers to less than its rule."""
+    import pathlib
+    import re
+    import time
+
+    source = (pathlib.Path(__file__).parents[2] / "query-api/src/http/routes.rs").read_text()
+    table = re.findall(r'route\("([^"]+)", (?:Needs\((\w+)\)|(Open)), (.*)\),$', source, re.M)
+    assert len(table) > 30
+    tokens = {s: server.cli("token", "create", "--name", s, "--scope", s).stdout.strip() for s in ("read", "write", "admin")}
+    time.sleep(2.1)
+    checked = 0
+    for path, scope, is_open, handler in table:
+        for method in re.findall(r"\b(get|post|patch|delete|head)\(", handler):
+            url = re.sub(r"\{\w+\}", "not-a-uuid", path)
+            for name, token in [("none", ""), *tokens.items()]:
+                status = server.request(method.upper(), url, token=token, data=b"").status_code
+                if is_open:
+                    assert status in (200, 204), (method, path, name, status)
+                elif name == "none":
+                    assert status == 401, (method, path, status)
+                elif name not in ("admin", scope.lower()):
+                    assert status == 403, (method, path, name, status)
+                else:
+                    assert status not in (401, 403), (method, path, name, status)
+                checked += 1
+    assert checked > 4 * len(table) - 1

@@ -42,8 +42,13 @@ struct Server {
 
 impl Server {
     async fn start(dir: &Path) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("port").port();
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.with_extension("log")).expect("log");
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("port").port();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(dir.with_extension("log"))
+            .expect("log");
         let child = Command::new(binary())
             .args(["serve", "--data-dir", &dir.display().to_string()])
             // Small limits, so that segments, flushes and files come often.
@@ -53,15 +58,25 @@ impl Server {
             .stderr(Stdio::from(log))
             .spawn()
             .expect("start");
-        let mut server =
-            Self { child, url: format!("http://127.0.0.1:{port}"), client: reqwest::Client::new(), token: String::new() };
+        let mut server = Self {
+            child,
+            url: format!("http://127.0.0.1:{port}"),
+            client: reqwest::Client::new(),
+            token: String::new(),
+        };
         let started = Instant::now();
         loop {
             if let Some(status) = server.child.try_wait().expect("wait") {
                 let log = std::fs::read_to_string(dir.with_extension("log")).unwrap_or_default();
                 panic!("the server did not start by itself: {status}\n{log}");
             }
-            if server.client.get(format!("{}/ready", server.url)).send().await.is_ok_and(|r| r.status().is_success()) {
+            if server
+                .client
+                .get(format!("{}/ready", server.url))
+                .send()
+                .await
+                .is_ok_and(|r| r.status().is_success())
+            {
                 break;
             }
             assert!(started.elapsed() < Duration::from_secs(60), "start-up took too long");
@@ -88,7 +103,9 @@ impl Server {
             .expect("query");
         let text = response.text().await.expect("rows");
         let rows: Vec<Value> = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no rows: {text}"));
-        rows.iter().map(|row| (row["t"].as_u64().expect("time"), row["value"].as_f64().expect("value"))).collect()
+        rows.iter()
+            .map(|row| (row["t"].as_u64().expect("time"), row["value"].as_f64().expect("value")))
+            .collect()
     }
 }
 
@@ -163,13 +180,19 @@ async fn check(server: &Server, acked: &std::sync::Mutex<Vec<u64>>, sent: u64, k
     }
     for request in acked.lock().expect("acked").iter() {
         for t in rows_of(*request) {
-            assert!(stored.contains_key(&t), "reading {t} of acknowledged request {request} is lost after kill {kill}");
+            assert!(
+                stored.contains_key(&t),
+                "reading {t} of acknowledged request {request} is lost after kill {kill}"
+            );
         }
     }
     let mut whole = 0;
     for request in 0..sent {
         let present = rows_of(request).filter(|t| stored.contains_key(t)).count() as u64;
-        assert!(present == 0 || present == ROWS_PER_REQUEST, "request {request} is half there after kill {kill}");
+        assert!(
+            present == 0 || present == ROWS_PER_REQUEST,
+            "request {request} is half there after kill {kill}"
+        );
         whole += present;
     }
     assert_eq!(whole, stored.len() as u64, "readings that nobody sent");

@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{CommitRequest, CommitResult, FileBounds, NewDataFile, NewDeleteFile, SnapshotId, TABLE_ID, columns};
+use super::{
+    CommitRequest, CommitResult, FileBounds, NewDataFile, NewDeleteFile, SnapshotId, TABLE_ID, columns,
+};
 use crate::{
     Error, ErrorKind, Result,
     db::{Db, Tx, params},
@@ -30,7 +32,8 @@ pub(crate) async fn commit(db: &Db, request: &CommitRequest, now: Timestamp) -> 
 }
 
 async fn was_published(db: &Db, snapshot: SnapshotId, token: &str) -> Result<bool> {
-    let sql = "SELECT snapshot_id FROM ducklake_snapshot_changes WHERE snapshot_id = $1 AND commit_extra_info = $2";
+    let sql =
+        "SELECT snapshot_id FROM ducklake_snapshot_changes WHERE snapshot_id = $1 AND commit_extra_info = $2";
     let mut attempt = 0;
     loop {
         match db.row(sql, params![snapshot.0, token]).await {

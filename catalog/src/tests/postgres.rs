@@ -43,7 +43,8 @@ fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| {
         let bin = binaries();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("port").port();
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("port").port();
         let dir = PathBuf::from(format!("/tmp/wattlake-catalog-pg-{}", std::process::id()));
         std::fs::create_dir(&dir).expect("folder");
         let script = format!(

@@ -65,7 +65,9 @@ pub(crate) async fn read_positions(storage: &Storage, delete: &DeleteFile) -> Re
     for batch in builder.with_projection(mask).build()? {
         let batch = batch?;
         let column = batch.column(0).as_any().downcast_ref::<Int64Array>();
-        let column = column.ok_or_else(|| Error::corrupt(format!("delete file {}: pos is not an integer", delete.stored.path)))?;
+        let column = column.ok_or_else(|| {
+            Error::corrupt(format!("delete file {}: pos is not an integer", delete.stored.path))
+        })?;
         positions.extend(column.values().iter().map(|p| *p as u64));
     }
     if positions.len() as u64 != delete.count || !positions.is_sorted() {

@@ -9,10 +9,7 @@ use arrow::array::{Array, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::{Float64Type, TimestampMicrosecondType};
 use futures::TryStreamExt;
 use parquet::{
-    arrow::{
-        ParquetRecordBatchStreamBuilder, ProjectionMask,
-        arrow_reader::statistics::StatisticsConverter,
-    },
+    arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask, arrow_reader::statistics::StatisticsConverter},
     file::metadata::ParquetMetaData,
 };
 use wattlake_catalog::{DataFile, EntityId};
@@ -133,8 +130,10 @@ impl Positions {
             if let Some(position) = self.current.next() {
                 return Ok(position as u64);
             }
-            self.current =
-                self.ranges.next().ok_or_else(|| Error::corrupt("a file has more rows than its footer says"))?;
+            self.current = self
+                .ranges
+                .next()
+                .ok_or_else(|| Error::corrupt("a file has more rows than its footer says"))?;
         }
     }
 }
@@ -146,7 +145,12 @@ struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    fn walk(&mut self, batch: &RecordBatch, positions: &mut Positions, found: &mut Vec<KeyMatch>) -> Result<()> {
+    fn walk(
+        &mut self,
+        batch: &RecordBatch,
+        positions: &mut Positions,
+        found: &mut Vec<KeyMatch>,
+    ) -> Result<()> {
         let text = |name: &str| -> Result<StringArray> {
             let column = batch
                 .column_by_name(name)

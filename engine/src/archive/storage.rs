@@ -74,9 +74,8 @@ impl Storage {
                 builder = apply(builder, value.clone());
             }
         }
-        let store = builder
-            .build()
-            .map_err(|error| Error::invalid(format!("storage.url s3://{rest}: {error}")))?;
+        let store =
+            builder.build().map_err(|error| Error::invalid(format!("storage.url s3://{rest}: {error}")))?;
         let data_path = match prefix {
             "" => format!("s3://{bucket}/"),
             prefix => format!("s3://{bucket}/{prefix}/"),

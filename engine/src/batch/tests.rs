@@ -11,7 +11,8 @@ pub(crate) fn any_batch() -> impl Strategy<Value = Batch> {
             unit,
         },
     );
-    let row = (any::<prop::sample::Index>(), any::<i64>(), -1e9f64..1e9, 0u8..3, prop::option::of("[ -~]{0,20}"));
+    let row =
+        (any::<prop::sample::Index>(), any::<i64>(), -1e9f64..1e9, 0u8..3, prop::option::of("[ -~]{0,20}"));
     (prop::collection::vec(series, 1..5), prop::collection::vec(row, 0..40), any::<i64>()).prop_map(
         |(table, rows, created_at)| {
             let mut batch = Batch { created_at, ..Batch::default() };

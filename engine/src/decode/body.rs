@@ -25,7 +25,9 @@ impl FromStr for ContentEncoding {
             "" | "identity" => Ok(Self::Identity),
             "gzip" | "x-gzip" => Ok(Self::Gzip),
             "zstd" => Ok(Self::Zstd),
-            other => Err(Error::invalid(format!("Content-Encoding `{other}` is not supported; valid are gzip, zstd"))),
+            other => Err(Error::invalid(format!(
+                "Content-Encoding `{other}` is not supported; valid are gzip, zstd"
+            ))),
         }
     }
 }
@@ -57,7 +59,10 @@ pub fn decompress(body: Bytes, encoding: ContentEncoding, limit: usize) -> Resul
 
 fn too_large(limit: usize) -> Error {
     let limit = wattlake_config::ByteCount(limit as u64);
-    Error::new(ErrorKind::TooLarge, format!("the decoded body exceeds ingest.max_body_bytes = {limit}; send smaller batches"))
+    Error::new(
+        ErrorKind::TooLarge,
+        format!("the decoded body exceeds ingest.max_body_bytes = {limit}; send smaller batches"),
+    )
 }
 
 /// Opens a file for reading, decompressing gzip and zstd by their first bytes.
@@ -71,7 +76,9 @@ pub fn open_file(path: &std::path::Path) -> Result<Box<dyn std::io::BufRead + Se
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let head = reader.fill_buf().map_err(|error| failed(&error))?;
     Ok(match head {
-        [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(1 << 20, flate2::bufread::MultiGzDecoder::new(reader))),
+        [0x1f, 0x8b, ..] => {
+            Box::new(BufReader::with_capacity(1 << 20, flate2::bufread::MultiGzDecoder::new(reader)))
+        }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             let decoder = zstd::stream::read::Decoder::with_buffer(reader).map_err(|error| failed(&error))?;
             Box::new(BufReader::with_capacity(1 << 20, decoder))

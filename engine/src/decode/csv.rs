@@ -18,10 +18,13 @@ pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) -> Resu
     let mapping = request.mapping.as_deref();
     let delimiter = mapping.and_then(|m| m.delimiter).map_or(b',', |c| c as u8);
     let body = request.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&request.body);
-    let mut reader = ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(false).from_reader(body);
+    let mut reader =
+        ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(false).from_reader(body);
     let mut record = ByteRecord::new();
     let read = |reader: &mut csv::Reader<&[u8]>, record: &mut ByteRecord| {
-        reader.read_byte_record(record).map_err(|error| Error::invalid(format!("the body is not valid CSV: {error}")))
+        reader
+            .read_byte_record(record)
+            .map_err(|error| Error::invalid(format!("the body is not valid CSV: {error}")))
     };
     if !read(&mut reader, &mut record)? {
         return Err(Error::invalid("the body is empty; send a header row and readings"));
@@ -44,7 +47,8 @@ pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) -> Resu
         if record.len() != header.len() {
             let message = format!("{} cells where the header has {}", record.len(), header.len());
             collector.refuse(row, "invalid", message);
-        } else if let Err((kind, message)) = decode_row(row, &record, &plan, &columns, &mut times, collector) {
+        } else if let Err((kind, message)) = decode_row(row, &record, &plan, &columns, &mut times, collector)
+        {
             collector.refuse(row, kind, message);
         }
         row += 1;
@@ -70,7 +74,9 @@ impl Columns {
         let at = |name: &str| header.iter().position(|column| column == name).unwrap_or(usize::MAX);
         let optional = |name: &Option<String>| name.as_deref().map(at);
         let (long, wide) = match &plan.readings {
-            Readings::Long { metric, value, unit } => (Some((at(metric), at(value), optional(unit))), Vec::new()),
+            Readings::Long { metric, value, unit } => {
+                (Some((at(metric), at(value), optional(unit))), Vec::new())
+            }
             Readings::Wide(values) => (None, values.iter().map(|value| at(&value.column)).collect()),
         };
         Self {
@@ -94,7 +100,9 @@ fn decode_row(
     collector: &mut Collector,
 ) -> Result<(), (&'static str, String)> {
     let cell = |i: usize| {
-        std::str::from_utf8(&record[i]).map(str::trim).map_err(|_| ("invalid", format!("cell {i} is not valid UTF-8")))
+        std::str::from_utf8(&record[i])
+            .map(str::trim)
+            .map_err(|_| ("invalid", format!("cell {i} is not valid UTF-8")))
     };
     let optional = |i: Option<usize>| -> Result<Option<&str>, (&'static str, String)> {
         Ok(i.map(cell).transpose()?.filter(|text| !text.is_empty()))

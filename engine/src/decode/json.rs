@@ -108,6 +108,7 @@ fn decode_row(row: u64, text: &str, precision: Option<TimePrecision>, collector:
 }
 
 fn as_text(body: &[u8]) -> Result<&str> {
-    std::str::from_utf8(body)
-        .map_err(|error| Error::invalid(format!("the body is not valid UTF-8 at byte {}", error.valid_up_to())))
+    std::str::from_utf8(body).map_err(|error| {
+        Error::invalid(format!("the body is not valid UTF-8 at byte {}", error.valid_up_to()))
+    })
 }

@@ -98,7 +98,9 @@ impl<'a> Decoder<'a> {
                 .ok()
                 .and_then(|text| text.parse::<i64>().ok())
                 .and_then(|n| self.precision.to_micros(n))
-                .ok_or_else(|| format!("timestamp `{}` is not an integer", String::from_utf8_lossy(digits)))?,
+                .ok_or_else(|| {
+                    format!("timestamp `{}` is not an integer", String::from_utf8_lossy(digits))
+                })?,
         };
         let fields = split_fields(&line[fields_start..fields_end])?;
         if !self.series.contains_key(key) {
@@ -142,7 +144,10 @@ impl<'a> Decoder<'a> {
         let rule = self.collector.context.mappings.iter().find(|rule| {
             rule.measurement == series.measurement
                 && (rule.field.is_empty() || rule.field == field)
-                && rule.tags.iter().all(|(name, value)| series.tags.iter().any(|(n, v)| n == name && v == value))
+                && rule
+                    .tags
+                    .iter()
+                    .all(|(name, value)| series.tags.iter().any(|(n, v)| n == name && v == value))
         });
         let rule = rule.cloned().unwrap_or_default();
         let metric = match (rule.metric.as_str(), field) {
@@ -234,7 +239,8 @@ fn unescape<'a>(bytes: &'a [u8], special: &[u8]) -> Result<Cow<'a, str>, String>
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        let escapes = c == '\\' && chars.peek().is_some_and(|next| next.is_ascii() && special.contains(&(*next as u8)));
+        let escapes =
+            c == '\\' && chars.peek().is_some_and(|next| next.is_ascii() && special.contains(&(*next as u8)));
         if !escapes {
             out.push(c);
         } else if let Some(next) = chars.next() {
@@ -264,7 +270,8 @@ fn split_fields(bytes: &[u8]) -> Result<Vec<(Cow<'_, str>, FieldValue<'_>)>, Str
     let mut fields = Vec::with_capacity(1);
     let mut rest = bytes;
     loop {
-        let at = unescaped(rest, 0, b"=").ok_or_else(|| format!("field `{}` has no value", String::from_utf8_lossy(rest)))?;
+        let at = unescaped(rest, 0, b"=")
+            .ok_or_else(|| format!("field `{}` has no value", String::from_utf8_lossy(rest)))?;
         let name = unescape(&rest[..at], b",= ")?;
         if name.is_empty() {
             return Err("a field has no name".to_owned());

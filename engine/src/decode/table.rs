@@ -45,7 +45,8 @@ impl TablePlan {
         let default = TableMapping::default();
         let is_mapped = mapping.is_some();
         let mapping = mapping.unwrap_or(&default);
-        let find = |names: &[&str]| names.iter().find(|n| columns.iter().any(|c| c == *n)).map(|n| (*n).to_owned());
+        let find =
+            |names: &[&str]| names.iter().find(|n| columns.iter().any(|c| c == *n)).map(|n| (*n).to_owned());
         let missing = |what: &str| {
             Error::invalid(format!("column `{what}` is missing; the table has {}", columns.join(", ")))
         };
@@ -57,7 +58,9 @@ impl TablePlan {
         };
         let entity = match mapping.entity_name {
             Some(_) => None,
-            None => Some(named(&mapping.entity, &["entityId", "entity_id"])?.ok_or_else(|| missing("entity_id"))?),
+            None => Some(
+                named(&mapping.entity, &["entityId", "entity_id"])?.ok_or_else(|| missing("entity_id"))?,
+            ),
         };
         let readings = if mapping.values.is_empty() {
             Readings::Long {
@@ -84,9 +87,15 @@ impl TablePlan {
         let ours = ["created_at", "createdAt", "id"];
         let known = |column: &String| {
             ours.contains(&column.as_str())
-                || [Some(&plan.timestamp), plan.entity.as_ref(), plan.entity_type.as_ref(), plan.quality.as_ref(), plan.metadata.as_ref()]
-                    .iter()
-                    .any(|c| *c == Some(column))
+                || [
+                    Some(&plan.timestamp),
+                    plan.entity.as_ref(),
+                    plan.entity_type.as_ref(),
+                    plan.quality.as_ref(),
+                    plan.metadata.as_ref(),
+                ]
+                .iter()
+                .any(|c| *c == Some(column))
                 || matches!(&plan.readings, Readings::Long { metric, value, unit }
                     if column == metric || column == value || Some(column) == unit.as_ref())
         };
@@ -117,12 +126,15 @@ pub(super) fn decode_parquet(request: &IngestRequest, collector: &mut Collector)
     let malformed = |error| Error::invalid(format!("the body is not a Parquet file: {error}"));
     // A foreign Arrow schema in the footer is not trusted.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new_with_options(request.body.clone(), options).map_err(malformed)?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(request.body.clone(), options)
+        .map_err(malformed)?;
     let decoded: i64 = builder.metadata().row_groups().iter().map(|group| group.total_byte_size()).sum();
     let limit = (request.body.len() as i64).saturating_mul(PARQUET_RATIO_MAX).min(PARQUET_DECODED_MAX);
     if decoded > limit.max(64 << 20) {
-        return Err(Error::new(ErrorKind::TooLarge, format!("the Parquet file would decode to {decoded} bytes")));
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("the Parquet file would decode to {decoded} bytes"),
+        ));
     }
     let mut table = TableDecoder::new(request)?;
     let reader = builder.with_batch_size(8192).build().map_err(malformed)?;
@@ -152,7 +164,10 @@ impl<'a> TableDecoder<'a> {
         let columns: Vec<_> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
         let plan = TablePlan::new(&columns, self.mapping)?;
         let column = |name: &str| -> Result<ArrayRef> {
-            batch.column_by_name(name).cloned().ok_or_else(|| Error::invalid(format!("column `{name}` is missing")))
+            batch
+                .column_by_name(name)
+                .cloned()
+                .ok_or_else(|| Error::invalid(format!("column `{name}` is missing")))
         };
         let entity = plan.entity.as_deref().map(|name| text(name, &column(name)?)).transpose()?;
         let optional = |name: &Option<String>| name.as_deref().map(|n| text(n, &column(n)?)).transpose();
@@ -162,11 +177,25 @@ impl<'a> TableDecoder<'a> {
         let values: Vec<(Option<StringArray>, &str, Option<StringArray>, Option<&str>, Float64Array)> =
             match &plan.readings {
                 Readings::Long { metric, value, unit } => {
-                    vec![(Some(text(metric, &column(metric)?)?), "", optional(unit)?, None, number(value, &column(value)?)?)]
+                    vec![(
+                        Some(text(metric, &column(metric)?)?),
+                        "",
+                        optional(unit)?,
+                        None,
+                        number(value, &column(value)?)?,
+                    )]
                 }
                 Readings::Wide(wide) => wide
                     .iter()
-                    .map(|v| Ok((None, v.metric.as_str(), None, v.unit.as_deref(), number(&v.column, &column(&v.column)?)?)))
+                    .map(|v| {
+                        Ok((
+                            None,
+                            v.metric.as_str(),
+                            None,
+                            v.unit.as_deref(),
+                            number(&v.column, &column(&v.column)?)?,
+                        ))
+                    })
                     .collect::<Result<_>>()?,
             };
         for i in 0..batch.num_rows() {
@@ -263,8 +292,12 @@ impl TimeColumn {
         }
         match self {
             Self::Instant(array) => Ok(array.as_primitive::<TimestampMicrosecondType>().value(i)),
-            Self::Local(array) => times.read_naive(array.as_primitive::<TimestampMicrosecondType>().value(i), series),
-            Self::Number(array) => times.read(&array.as_primitive::<Int64Type>().value(i).to_string(), series),
+            Self::Local(array) => {
+                times.read_naive(array.as_primitive::<TimestampMicrosecondType>().value(i), series)
+            }
+            Self::Number(array) => {
+                times.read(&array.as_primitive::<Int64Type>().value(i).to_string(), series)
+            }
             Self::Text(array) => times.read(array.value(i), series),
         }
     }

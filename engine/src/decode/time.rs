@@ -81,8 +81,9 @@ impl TimePrecision {
 pub fn parse_timestamp(text: &str, precision: Option<TimePrecision>) -> Result<i64, String> {
     let text = text.trim();
     if let Ok(number) = text.parse::<i64>() {
-        let precision = precision
-            .ok_or_else(|| format!("timestamp {number} is a number; say its unit with ?precision=s|ms|us|ns"))?;
+        let precision = precision.ok_or_else(|| {
+            format!("timestamp {number} is a number; say its unit with ?precision=s|ms|us|ns")
+        })?;
         return precision.to_micros(number).ok_or_else(|| format!("timestamp {number} is out of range"));
     }
     match text.parse::<Timestamp>() {
@@ -140,7 +141,9 @@ impl TimeReader {
             AmbiguousOffset::Fold { .. } => {
                 let earlier = ambiguous.earlier().map_err(out_of_range)?.as_microsecond();
                 match self.last.get(&series) {
-                    Some(last) if *last >= earlier => ambiguous.later().map_err(out_of_range)?.as_microsecond(),
+                    Some(last) if *last >= earlier => {
+                        ambiguous.later().map_err(out_of_range)?.as_microsecond()
+                    }
                     _ => earlier,
                 }
             }
@@ -153,7 +156,9 @@ impl TimeReader {
     /// A local time given as microseconds since 1970 without a zone, as Parquet files have it.
     pub(crate) fn read_naive(&mut self, micros: i64, series: u32) -> Result<i64, String> {
         if self.zone.is_none() {
-            return Err("timestamps have no time zone; store them as UTC or name the zone in the mapping".to_owned());
+            return Err(
+                "timestamps have no time zone; store them as UTC or name the zone in the mapping".to_owned()
+            );
         }
         let time = Timestamp::from_microsecond(micros).map_err(|error| error.to_string())?;
         let text = TimeZone::UTC.to_datetime(time).to_string();

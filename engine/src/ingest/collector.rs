@@ -161,7 +161,8 @@ impl Collector {
             return self.refuse(row, "invalid", "timestamp lies before 1970-01-01; check ?precision=");
         }
         if ts > self.context.max_ts {
-            let message = "timestamp lies too far in the future (ingest.max_future); check the clock and ?precision=";
+            let message =
+                "timestamp lies too far in the future (ingest.max_future); check the clock and ?precision=";
             return self.refuse(row, "future_timestamp", message);
         }
         let value = series.conversion.apply(value);
@@ -195,7 +196,9 @@ impl Collector {
                 let slot = match text.parse::<EntityId>() {
                     Ok(id) if self.context.fleet.entity(id).is_none() => Slot::Refused {
                         kind: "unknown_entity",
-                        message: format!("entity {id} is not in the catalog; create the meter or energy source first"),
+                        message: format!(
+                            "entity {id} is not in the catalog; create the meter or energy source first"
+                        ),
                     },
                     Ok(id) => self.known(id),
                     Err(_) => match self.context.fleet.by_external_id(text) {
@@ -273,7 +276,9 @@ impl Collector {
             return Slot::Refused { kind: "forbidden", message };
         }
         if name.chars().any(char::is_control) || name.chars().count() > EXTERNAL_ID_CHARS_MAX {
-            let message = format!("an external id has at most {EXTERNAL_ID_CHARS_MAX} characters, no control characters");
+            let message = format!(
+                "an external id has at most {EXTERNAL_ID_CHARS_MAX} characters, no control characters"
+            );
             return Slot::Refused { kind: "invalid", message };
         }
         Slot::Unknown(unknown)
@@ -343,8 +348,9 @@ impl Collector {
             .series
             .into_iter()
             .map(|(entity, metric, unit)| {
-                let (entity, entity_type) =
-                    entities[entity as usize].clone().unwrap_or((EntityId(uuid::Uuid::nil()), EntityType::Meter));
+                let (entity, entity_type) = entities[entity as usize]
+                    .clone()
+                    .unwrap_or((EntityId(uuid::Uuid::nil()), EntityType::Meter));
                 BatchSeries { entity, entity_type, metric, unit }
             })
             .collect();

@@ -46,10 +46,14 @@ impl TableMapping {
         if let Some(zone) = &self.time_zone
             && jiff::tz::TimeZone::get(zone).is_err()
         {
-            return Err(Error::invalid(format!("time_zone: `{zone}` is not an IANA zone, for example Europe/Berlin")));
+            return Err(Error::invalid(format!(
+                "time_zone: `{zone}` is not an IANA zone, for example Europe/Berlin"
+            )));
         }
         if self.entity.is_some() && self.entity_name.is_some() {
-            return Err(Error::invalid("entity names a column, entity_name one entity for all rows; give one of them"));
+            return Err(Error::invalid(
+                "entity names a column, entity_name one entity for all rows; give one of them",
+            ));
         }
         if let Some(delimiter) = self.delimiter
             && !delimiter.is_ascii()

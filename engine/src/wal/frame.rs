@@ -79,9 +79,8 @@ impl Frame<'_> {
         let mut rest = self.payload;
         let mut batches = Vec::new();
         while !rest.is_empty() {
-            let (head, tail) = rest
-                .split_at_checked(8)
-                .ok_or_else(|| Error::corrupt("frame ends inside a chunk header"))?;
+            let (head, tail) =
+                rest.split_at_checked(8).ok_or_else(|| Error::corrupt("frame ends inside a chunk header"))?;
             let (stored, raw) = (read_u32(head, 0) as usize, read_u32(head, 4) as usize);
             let (chunk, tail) =
                 tail.split_at_checked(stored).ok_or_else(|| Error::corrupt("frame ends inside a chunk"))?;

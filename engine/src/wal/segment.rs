@@ -41,7 +41,10 @@ pub(super) fn read_header(bytes: &[u8]) -> Result<u64, String> {
         return Err("segment header is damaged".to_owned());
     }
     if word(8) != VERSION {
-        return Err(format!("segment format version {} is not {VERSION}; use the program that wrote it", word(8)));
+        return Err(format!(
+            "segment format version {} is not {VERSION}; use the program that wrote it",
+            word(8)
+        ));
     }
     Ok(u64::from(word(16)) | u64::from(word(20)) << 32)
 }

@@ -53,8 +53,7 @@ fn write_log(dir: &Path, frames: i64, segment_bytes: u64) -> Vec<PathBuf> {
 
 fn replay(dir: &Path, watermark: u64) -> crate::Result<(Vec<i64>, Recovered)> {
     let mut seen = Vec::new();
-    let recovered =
-        recover(dir, watermark, |_, batches| seen.extend(batches.iter().map(|b| b.created_at)))?;
+    let recovered = recover(dir, watermark, |_, batches| seen.extend(batches.iter().map(|b| b.created_at)))?;
     Ok((seen, recovered))
 }
 

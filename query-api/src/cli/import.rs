@@ -94,12 +94,17 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
     let mut plans = Vec::new();
     for file in &args.files {
         let format = match &args.format {
-            Some(name) => name.parse().map_err(|error: wattlake_engine::Error| Failure::usage(error.message))?,
+            Some(name) => {
+                name.parse().map_err(|error: wattlake_engine::Error| Failure::usage(error.message))?
+            }
             None => format_of(file)?,
         };
         let named = args.site.clone().or_else(|| mapping.as_ref().and_then(|m| m.site.clone()));
         let site = named.unwrap_or_else(|| stem(file));
-        plans.push((file, Plan { format, precision, mapping: mapping.clone(), site, is_dry_run: args.dry_run }));
+        plans.push((
+            file,
+            Plan { format, precision, mapping: mapping.clone(), site, is_dry_run: args.dry_run },
+        ));
     }
     let target = if args.remote.url.is_some() {
         Target::Remote(Remote::new(&args.remote, &settings)?)
@@ -114,7 +119,8 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
     let mut total = IngestReport::default();
     let mut outcome = Ok(());
     for (file, plan) in plans {
-        outcome = import_file(&target, file, &plan, settings.ingest.max_body_bytes.as_usize(), &mut total).await;
+        outcome =
+            import_file(&target, file, &plan, settings.ingest.max_body_bytes.as_usize(), &mut total).await;
         if outcome.is_err() {
             break;
         }
@@ -133,7 +139,9 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
 fn read_mapping(path: &Path) -> Result<Arc<TableMapping>, Failure> {
     let usage = |message: String| Failure::usage(format!("mapping {}: {message}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| usage(error.to_string()))?;
-    let mapping = TableMapping::deserialize(toml::Deserializer::parse(&text).map_err(|error| usage(error.to_string()))?);
+    let mapping = TableMapping::deserialize(
+        toml::Deserializer::parse(&text).map_err(|error| usage(error.to_string()))?,
+    );
     let mapping = mapping.map_err(|error| usage(error.to_string().trim().to_owned()))?;
     mapping.check().map_err(|error| usage(error.message))?;
     Ok(Arc::new(mapping))
@@ -273,12 +281,17 @@ async fn send_remote(remote: &Remote, plan: &Plan, chunk: &Chunk) -> Result<Opti
         other => other?,
     };
     let report = response.json().await;
-    report.map(Some).map_err(|error| Failure::failed(format!("the answer is not a report: {}", error.without_url())))
+    report
+        .map(Some)
+        .map_err(|error| Failure::failed(format!("the answer is not a report: {}", error.without_url())))
 }
 
 fn report(total: &IngestReport, args: &ImportArgs, elapsed: Duration) {
     if args.json {
-        println!("{:#}", json!({ "dryRun": args.dry_run, "seconds": elapsed.as_secs_f64(), "report": total }));
+        println!(
+            "{:#}",
+            json!({ "dryRun": args.dry_run, "seconds": elapsed.as_secs_f64(), "report": total })
+        );
         return;
     }
     for error in total.errors.iter().take(ERRORS_SHOWN) {

@@ -35,7 +35,8 @@ impl Remote {
             Some(text.trim().to_owned())
         });
         let client = Client::builder().connect_timeout(Duration::from_secs(5)).no_proxy().build();
-        let client = client.map_err(|error| Failure::failed(format!("cannot make an HTTP client: {error}")))?;
+        let client =
+            client.map_err(|error| Failure::failed(format!("cannot make an HTTP client: {error}")))?;
         Ok(Self { client, url: url.trim_end_matches('/').to_owned(), token })
     }
 

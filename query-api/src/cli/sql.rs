@@ -47,7 +47,10 @@ pub(super) async fn run(common: &Common, args: SqlArgs) -> Result<(), Failure> {
     } else {
         args.format.parse().map_err(|error: crate::ApiError| Failure::usage(format!("{error}, table")))?
     };
-    if matches!(format, OutputFormat::Arrow | OutputFormat::Parquet) && !is_table && std::io::stdout().is_terminal() {
+    if matches!(format, OutputFormat::Arrow | OutputFormat::Parquet)
+        && !is_table
+        && std::io::stdout().is_terminal()
+    {
         return Err(Failure::usage("this format is binary; send it into a file with > FILE"));
     }
     let mut out = Output { is_table, arrow: Vec::new() };
@@ -70,7 +73,12 @@ pub(super) async fn run(common: &Common, args: SqlArgs) -> Result<(), Failure> {
     out.finish()
 }
 
-async fn local(open: &server::Open, args: &SqlArgs, format: OutputFormat, out: &mut Output) -> Result<(), Failure> {
+async fn local(
+    open: &server::Open,
+    args: &SqlArgs,
+    format: OutputFormat,
+    out: &mut Output,
+) -> Result<(), Failure> {
     let mut request = SqlRequest::new(args.query.clone(), &Access::unrestricted());
     request.as_of = args
         .as_of
@@ -87,7 +95,12 @@ async fn local(open: &server::Open, args: &SqlArgs, format: OutputFormat, out: &
     out.write(&encoder.take())
 }
 
-async fn remote(remote: &Remote, args: &SqlArgs, format: OutputFormat, out: &mut Output) -> Result<(), Failure> {
+async fn remote(
+    remote: &Remote,
+    args: &SqlArgs,
+    format: OutputFormat,
+    out: &mut Output,
+) -> Result<(), Failure> {
     let name = match format {
         OutputFormat::Json => "json",
         OutputFormat::NdJson => "ndjson",

@@ -47,7 +47,10 @@ pub(super) async fn run(common: &Common, args: StatusArgs) -> Result<(), Failure
 
 async fn ask(remote: &Remote) -> Result<Value, Failure> {
     let response = remote.send(remote.get("/api/status")).await?;
-    response.json().await.map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))
+    response
+        .json()
+        .await
+        .map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))
 }
 
 /// One `name  value` a line, nested names joined by dots.

@@ -73,7 +73,8 @@ fn print_tokens(tokens: &[Token], json: bool) -> Result<(), Failure> {
     let column = |value: &dyn Fn(&Token) -> String| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(tokens.iter().map(value)))
     };
-    let join = |parts: Vec<String>, none: &str| if parts.is_empty() { none.to_owned() } else { parts.join(",") };
+    let join =
+        |parts: Vec<String>, none: &str| if parts.is_empty() { none.to_owned() } else { parts.join(",") };
     let table = RecordBatch::try_from_iter([
         ("id", column(&|t| t.id.clone())),
         ("name", column(&|t| t.name.clone())),
@@ -82,7 +83,8 @@ fn print_tokens(tokens: &[Token], json: bool) -> Result<(), Failure> {
         ("created", column(&|t| format!("{:.0}", t.created_at))),
         ("revoked", column(&|t| t.revoked_at.map(|at| format!("{at:.0}")).unwrap_or_default())),
     ]);
-    let table = table.and_then(|batch| pretty_format_batches(&[batch])).map_err(|error| failed(error.to_string()))?;
+    let table =
+        table.and_then(|batch| pretty_format_batches(&[batch])).map_err(|error| failed(error.to_string()))?;
     println!("{table}");
     Ok(())
 }

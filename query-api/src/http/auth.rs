@@ -66,7 +66,9 @@ fn presented(headers: &HeaderMap, query: Option<&str>) -> Option<String> {
             _ => None,
         };
     }
-    url::form_urlencoded::parse(query?.as_bytes()).find(|(key, _)| key == "p").map(|(_, value)| value.into_owned())
+    url::form_urlencoded::parse(query?.as_bytes())
+        .find(|(key, _)| key == "p")
+        .map(|(_, value)| value.into_owned())
 }
 
 /// Refuses what lies on a site that the token is not for; the answer is that of a thing that is not there.

@@ -1,10 +1,6 @@
 //! Result formats: JSON, NDJSON, CSV, Arrow IPC stream, Parquet, written batch by batch.
 
-use std::{
-    io::Write,
-    str::FromStr,
-    sync::Arc,
-};
+use std::{io::Write, str::FromStr, sync::Arc};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef, ipc::writer::StreamWriter};
 use axum::{
@@ -121,8 +117,12 @@ impl Encoder {
         let writer = match format {
             OutputFormat::Json => Writer::Json(json().build(sink.clone())),
             OutputFormat::NdJson => Writer::NdJson(json().build(sink.clone())),
-            OutputFormat::Csv => Writer::Csv(arrow::csv::WriterBuilder::new().with_header(true).build(sink.clone())),
-            OutputFormat::Arrow => Writer::Arrow(StreamWriter::try_new(sink.clone(), schema).map_err(failed)?),
+            OutputFormat::Csv => {
+                Writer::Csv(arrow::csv::WriterBuilder::new().with_header(true).build(sink.clone()))
+            }
+            OutputFormat::Arrow => {
+                Writer::Arrow(StreamWriter::try_new(sink.clone(), schema).map_err(failed)?)
+            }
             OutputFormat::Parquet => Writer::Parquet(Box::new(
                 ArrowWriter::try_new(sink.clone(), Arc::clone(schema), None).map_err(failed)?,
             )),

@@ -40,7 +40,12 @@ pub(super) async fn list(
         meter.is_none_or(|meter| meter == source.meter_id)
             && fleet.site_of(source.id).is_some_and(|site| access.allows_site(site.id))
     };
-    page(fleet.sources().filter(is_wanted), |source| source.id.0, params.limit.as_deref(), params.cursor.as_deref())
+    page(
+        fleet.sources().filter(is_wanted),
+        |source| source.id.0,
+        params.limit.as_deref(),
+        params.cursor.as_deref(),
+    )
 }
 
 /// `POST /api/energy-sources`.

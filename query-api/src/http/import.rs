@@ -40,8 +40,8 @@ pub(super) async fn import(
 ) -> Result<Response> {
     let params: Params = read_query(query.as_deref(), &[])?;
     let mapping = params.mapping.as_deref().map(|text| {
-        let mapping: TableMapping = serde_json::from_str(text)
-            .map_err(|error| ApiError::invalid(format!("mapping: {error}")))?;
+        let mapping: TableMapping =
+            serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("mapping: {error}")))?;
         mapping.check()?;
         Ok::<_, ApiError>(Arc::new(mapping))
     });

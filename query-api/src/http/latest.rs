@@ -113,7 +113,8 @@ pub(super) async fn latest_rows(
             conditions.push(format!("entity_id IN ({})", ids.join(", ")));
         }
     }
-    let filter = if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
+    let filter =
+        if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
     request.query = format!(
         "SELECT entity_id, entity_type, metric, timestamp, value, unit, quality FROM latest {filter} \
          ORDER BY entity_id, metric"

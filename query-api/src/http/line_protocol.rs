@@ -134,7 +134,9 @@ fn respond(shape: Shape, outcome: Result<IngestReport>) -> Response {
     };
     let mut response = json_response(&body);
     *response.status_mut() = status(error.kind);
-    if let Ok(text) = HeaderValue::from_str(&error.message.replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?")) {
+    if let Ok(text) =
+        HeaderValue::from_str(&error.message.replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?"))
+    {
         response.headers_mut().insert("x-influxdb-error", text);
     }
     add_retry_after(&mut response);
@@ -145,7 +147,8 @@ fn respond(shape: Shape, outcome: Result<IngestReport>) -> Response {
 fn partial(report: &IngestReport) -> ApiError {
     let details =
         report.errors.iter().map(|e| json!({ "line_number": e.row, "error_message": e.message })).collect();
-    let lines: Vec<_> = report.errors.iter().take(10).map(|e| format!("line {}: {}", e.row, e.message)).collect();
+    let lines: Vec<_> =
+        report.errors.iter().take(10).map(|e| format!("line {}: {}", e.row, e.message)).collect();
     let message = format!(
         "partial write: {} readings stored, {} refused: {}",
         report.accepted,
@@ -191,14 +194,18 @@ pub(super) async fn query(
     let result = match words.as_slice() {
         ["SHOW", "DATABASES"] | ["SHOW", "DATABASES;"] => {
             let fleet = app.engine.catalog().fleet();
-            let names: Vec<_> =
-                fleet.sites().filter(|site| access.allows_site(site.id)).map(|site| json!([site.name])).collect();
+            let names: Vec<_> = fleet
+                .sites()
+                .filter(|site| access.allows_site(site.id))
+                .map(|site| json!([site.name]))
+                .collect();
             json!({ "statement_id": 0, "series": [{ "name": "databases", "columns": ["name"], "values": names }] })
         }
         // A site of that name is made with the first line written to it.
         ["CREATE", "DATABASE", ..] | ["SHOW", "RETENTION", "POLICIES", ..] => json!({ "statement_id": 0 }),
         _ => {
-            let message = "InfluxQL is not supported; ask in SQL at /api/sql (understood here: SHOW DATABASES)";
+            let message =
+                "InfluxQL is not supported; ask in SQL at /api/sql (understood here: SHOW DATABASES)";
             let mut response = json_response(&json!({ "error": message }));
             *response.status_mut() = StatusCode::BAD_REQUEST;
             return with_version(response);

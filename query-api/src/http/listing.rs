@@ -12,9 +12,10 @@ const LIMIT_MAX: usize = 10_000;
 /// How many rows a list may have.
 pub(super) fn read_limit(text: Option<&str>) -> Result<usize> {
     let Some(text) = text else { return Ok(LIMIT_DEFAULT) };
-    text.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n)).ok_or_else(|| {
-        ApiError::invalid(format!("limit: `{text}` is not a number from 1 to {LIMIT_MAX}"))
-    })
+    text.parse()
+        .ok()
+        .filter(|n| (1..=LIMIT_MAX).contains(n))
+        .ok_or_else(|| ApiError::invalid(format!("limit: `{text}` is not a number from 1 to {LIMIT_MAX}")))
 }
 
 /// One page of things that come ordered by id. The cursor is the last id of the page before.
@@ -26,7 +27,9 @@ pub(super) fn page<'a, T: Serialize + 'a>(
 ) -> Result<Response> {
     let limit = read_limit(limit)?;
     let after: Option<uuid::Uuid> = cursor
-        .map(|text| text.parse().map_err(|_| ApiError::invalid(format!("cursor: `{text}` is not one of ours"))))
+        .map(|text| {
+            text.parse().map_err(|_| ApiError::invalid(format!("cursor: `{text}` is not one of ours")))
+        })
         .transpose()?;
     let mut rest = items.filter(|item| after.is_none_or(|after| id(item) > after)).peekable();
     let rows: Vec<&T> = rest.by_ref().take(limit).collect();

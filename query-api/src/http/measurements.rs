@@ -54,7 +54,8 @@ pub(super) async fn write(
     let params: WriteParams = read_query(query.as_deref(), &[])?;
     let is_atomic = read_flag("atomic", params.atomic.as_deref())?;
     let precision = params.precision.as_deref().map(str::parse::<TimePrecision>).transpose()?;
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = BodyFormat::from_content_type(content_type)?;
     let (body, _held) = read_body(&app, &headers, body).await?;
     let request = IngestRequest {
@@ -103,16 +104,24 @@ impl Drop for Held<'_> {
 }
 
 /// Reads and decompresses a body, within the limits.
-pub(super) async fn read_body<'a>(app: &'a App, headers: &HeaderMap, body: Body) -> Result<(Bytes, Held<'a>)> {
+pub(super) async fn read_body<'a>(
+    app: &'a App,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Bytes, Held<'a>)> {
     let ingest = &app.engine.settings().ingest;
     let (max, max_inflight) = (ingest.max_body_bytes.as_usize(), ingest.max_inflight_bytes.as_usize());
     let too_large = || {
-        let message = format!("the body exceeds ingest.max_body_bytes = {}; send smaller batches", ingest.max_body_bytes);
+        let message = format!(
+            "the body exceeds ingest.max_body_bytes = {}; send smaller batches",
+            ingest.max_body_bytes
+        );
         ApiError::new(Kind::TooLarge, message)
     };
     let encoding = headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?"));
     let encoding: ContentEncoding = encoding.unwrap_or_default().parse()?;
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let announced =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|bytes| bytes > max) {
         return Err(too_large());
     }
@@ -135,7 +144,8 @@ pub(super) async fn read_body<'a>(app: &'a App, headers: &HeaderMap, body: Body)
         return Ok((body, held));
     }
     let decoded = tokio::task::spawn_blocking(move || decompress(body, encoding, max)).await;
-    let decoded = decoded.map_err(|_| ApiError::invalid("the body is damaged: its decompression failed"))??;
+    let decoded =
+        decoded.map_err(|_| ApiError::invalid("the body is damaged: its decompression failed"))??;
     held.add(decoded.len(), max_inflight)?;
     Ok((decoded, held))
 }
@@ -149,7 +159,8 @@ pub(super) async fn refuse_readings(app: &App, entities: &[EntityId]) -> Result<
         let (_, batches) = app.queries.collect(SqlRequest::new(query, &Access::unrestricted())).await?;
         if let Some(batch) = batches.iter().find(|batch| batch.num_rows() > 0) {
             let id = text(batch, 0)?.value(0).to_owned();
-            let message = format!("entity {id} still has readings; use ?cascade=true to delete it all the same");
+            let message =
+                format!("entity {id} still has readings; use ?cascade=true to delete it all the same");
             return Err(ApiError::new(Kind::Conflict, message));
         }
     }

@@ -45,7 +45,8 @@ pub(super) async fn list(
     let is_wanted = |id: SiteId| access.allows_site(id) && site.is_none_or(|site| site == id);
     if read_flag("tree", params.tree.as_deref())? {
         let sites = fleet.sites().filter(|site| is_wanted(site.id));
-        let roots: Vec<_> = sites.flat_map(|site| fleet.roots(site.id)).map(|id| subtree(&fleet, *id)).collect();
+        let roots: Vec<_> =
+            sites.flat_map(|site| fleet.roots(site.id)).map(|id| subtree(&fleet, *id)).collect();
         return Ok(json_response(&roots));
     }
     let meters = fleet.meters().filter(|meter| is_wanted(meter.site_id));
@@ -54,7 +55,8 @@ pub(super) async fn list(
 
 fn subtree(fleet: &Fleet, id: EntityId) -> Value {
     let mut node = fleet.meter(id).map_or(Value::Null, |meter| json!(meter));
-    node["sources"] = fleet.sources_of(id).iter().filter_map(|id| fleet.source(*id)).map(|s| json!(s)).collect();
+    node["sources"] =
+        fleet.sources_of(id).iter().filter_map(|id| fleet.source(*id)).map(|s| json!(s)).collect();
     node["children"] = fleet.children(id).iter().map(|child| subtree(fleet, *child)).collect();
     node
 }
@@ -119,7 +121,8 @@ pub(super) async fn remove(
     find(&app, &access, id)?;
     let fleet = app.engine.catalog().fleet();
     let meters = fleet.subtree(id);
-    let entities = meters.iter().flat_map(|m| [*m].into_iter().chain(fleet.sources_of(*m).to_vec())).collect::<Vec<_>>();
+    let entities =
+        meters.iter().flat_map(|m| [*m].into_iter().chain(fleet.sources_of(*m).to_vec())).collect::<Vec<_>>();
     if !cascade {
         refuse_readings(&app, &entities).await?;
     }
@@ -129,5 +132,7 @@ pub(super) async fn remove(
 
 fn find(app: &App, access: &Access, id: EntityId) -> Result<Meter> {
     let meter = app.engine.catalog().fleet().meter(id).cloned();
-    meter.filter(|meter| access.allows_site(meter.site_id)).ok_or_else(|| ApiError::not_found(format!("no meter {id}")))
+    meter
+        .filter(|meter| access.allows_site(meter.site_id))
+        .ok_or_else(|| ApiError::not_found(format!("no meter {id}")))
 }

@@ -49,7 +49,8 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     ] {
         metrics::gauge!(name).set(value);
     }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.prometheus.render()).into_response()
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.prometheus.render())
+        .into_response()
 }
 
 /// `GET /api/status`.

@@ -13,8 +13,8 @@ use wattlake_catalog::Scope::{Admin, Read, Write};
 use super::{
     App,
     auth::{Rule, Rule::Needs, Rule::Open, authorize},
-    energy_sources, hierarchy, import, latest, line_protocol, measurements, meters, onboarding, operations, rollups, sites,
-    sql,
+    energy_sources, hierarchy, import, latest, line_protocol, measurements, meters, onboarding, operations,
+    rollups, sites, sql,
 };
 use crate::error::ApiError;
 
@@ -73,7 +73,9 @@ pub(crate) fn router(app: &App) -> Router {
     let mut router = Router::new();
     for Route { path, rule, handler } in routes() {
         let state = app.clone();
-        let check = middleware::from_fn(move |request: Request, next: Next| authorize(state.clone(), rule, request, next));
+        let check = middleware::from_fn(move |request: Request, next: Next| {
+            authorize(state.clone(), rule, request, next)
+        });
         router = router.route(path, handler.layer(check));
     }
     router
@@ -106,7 +108,8 @@ async fn observe(request: Request, next: Next) -> Response {
     } else {
         match tokio::spawn(next.run(request)).await {
             Ok(response) => response,
-            Err(_) => ApiError::internal("the request failed unexpectedly; the server's log says more").into_response(),
+            Err(_) => ApiError::internal("the request failed unexpectedly; the server's log says more")
+                .into_response(),
         }
     };
     let status = response.status().as_u16();
@@ -114,4 +117,18 @@ async fn observe(request: Request, next: Next) -> Response {
     metrics::histogram!("wattlake_http_request_seconds").record(started.elapsed());
     tracing::debug!(%method, path, status, elapsed_ms = started.elapsed().as_millis() as u64, "request");
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every route has a rule by construction; this one says which are the exceptions, so that a new one is noticed.
+    #[test]
+    fn only_liveness_is_open() {
+        let open: BTreeSet<_> = routes().iter().filter(|r| r.rule == Open).map(|r| r.path).collect();
+        assert_eq!(open, BTreeSet::from(["/health", "/ping", "/ready"]));
+    }
 }

@@ -97,7 +97,8 @@ pub(super) async fn remove(
     find(&app, &access, id)?;
     let fleet = app.engine.catalog().fleet();
     let meters = fleet.site_meters(id);
-    let entities = meters.iter().flat_map(|m| [*m].into_iter().chain(fleet.sources_of(*m).to_vec())).collect::<Vec<_>>();
+    let entities =
+        meters.iter().flat_map(|m| [*m].into_iter().chain(fleet.sources_of(*m).to_vec())).collect::<Vec<_>>();
     if !cascade {
         refuse_readings(&app, &entities).await?;
     }

@@ -113,7 +113,12 @@ pub(crate) fn aggregate(samples: &[Sample], buckets: &Buckets, rules: &Rules) ->
 }
 
 /// Each sample stands until the next one, at most [`HOLD_CADENCES`]; spans are split at bucket edges.
-fn weigh_by_time(samples: &[Sample], buckets: &Buckets, rules: &Rules, cells: &mut BTreeMap<usize, Accumulator>) {
+fn weigh_by_time(
+    samples: &[Sample],
+    buckets: &Buckets,
+    rules: &Rules,
+    cells: &mut BTreeMap<usize, Accumulator>,
+) {
     let hold = rules.cadence * HOLD_CADENCES;
     for (i, sample) in samples.iter().enumerate() {
         // The last sample is taken to stand for one cadence: nothing says more.
@@ -135,7 +140,12 @@ fn weigh_by_time(samples: &[Sample], buckets: &Buckets, rules: &Rules, cells: &m
 }
 
 /// Books each increase where its interval begins. Across a gap it is spread evenly and counts as estimated.
-fn book_increases(samples: &[Sample], buckets: &Buckets, rules: &Rules, cells: &mut BTreeMap<usize, Accumulator>) {
+fn book_increases(
+    samples: &[Sample],
+    buckets: &Buckets,
+    rules: &Rules,
+    cells: &mut BTreeMap<usize, Accumulator>,
+) {
     let hold = rules.cadence * HOLD_CADENCES;
     let mut previous: Option<Sample> = None;
     for sample in samples {
@@ -186,9 +196,13 @@ impl Accumulator {
                 MetricKind::Interval => (self.count > 0).then_some(self.sum),
                 MetricKind::Register => self.has_increase.then_some(self.increase),
             },
-            Aggregation::Avg if rules.kind == MetricKind::GaugeExtensive => self.time_weighted().or_else(mean),
+            Aggregation::Avg if rules.kind == MetricKind::GaugeExtensive => {
+                self.time_weighted().or_else(mean)
+            }
             Aggregation::Avg => mean(),
-            Aggregation::Sum if rules.kind == MetricKind::Register => self.has_increase.then_some(self.increase),
+            Aggregation::Sum if rules.kind == MetricKind::Register => {
+                self.has_increase.then_some(self.increase)
+            }
             Aggregation::Sum => (self.count > 0).then_some(self.sum),
             Aggregation::Min => self.min,
             Aggregation::Max => self.max,

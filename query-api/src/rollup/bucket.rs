@@ -27,7 +27,9 @@ impl FromStr for Width {
 
     fn from_str(text: &str) -> Result<Self> {
         let invalid = || {
-            ApiError::invalid(format!("bucket: `{text}` is not a width; write 5m, 15m, 1h, 1d, 1w, 1mo, 1y or all"))
+            ApiError::invalid(format!(
+                "bucket: `{text}` is not a width; write 5m, 15m, 1h, 1d, 1w, 1mo, 1y or all"
+            ))
         };
         if text == "all" {
             return Ok(Self::All);
@@ -99,11 +101,14 @@ impl Buckets {
 }
 
 fn too_many() -> ApiError {
-    ApiError::invalid(format!("the range has more than {BUCKETS_MAX} buckets; choose wider ones or a shorter range"))
+    ApiError::invalid(format!(
+        "the range has more than {BUCKETS_MAX} buckets; choose wider ones or a shorter range"
+    ))
 }
 
 fn calendar(width: Width, from: Timestamp, last: i64, zone: &TimeZone, edges: &mut Vec<i64>) -> Result<()> {
-    let out_of_range = |error: jiff::Error| ApiError::invalid(format!("the range leaves the calendar: {error}"));
+    let out_of_range =
+        |error: jiff::Error| ApiError::invalid(format!("the range leaves the calendar: {error}"));
     let date = from.to_zoned(zone.clone()).date();
     let (mut start, step): (civil::Date, Span) = match width {
         Width::Days(1) => (date, 1.day()),
@@ -116,7 +121,8 @@ fn calendar(width: Width, from: Timestamp, last: i64, zone: &TimeZone, edges: &m
         Width::Weeks(n) => {
             let monday = date.checked_sub(i32::from(date.weekday().to_monday_zero_offset()).days());
             let monday = monday.map_err(out_of_range)?;
-            let weeks = monday.since((Unit::Day, civil::date(1970, 1, 5))).map_err(out_of_range)?.get_days() / 7;
+            let weeks =
+                monday.since((Unit::Day, civil::date(1970, 1, 5))).map_err(out_of_range)?.get_days() / 7;
             (monday.checked_sub((weeks.rem_euclid(n) * 7).days()).map_err(out_of_range)?, (n * 7).days())
         }
         Width::Months(n) => {

@@ -6,9 +6,7 @@ use std::{
 };
 
 use arrow::{
-    array::{
-        ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, UInt64Array,
-    },
+    array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, UInt64Array},
     datatypes::{Float64Type, TimestampMicrosecondType},
 };
 use datafusion::common::ScalarValue;
@@ -53,7 +51,11 @@ struct SiteScope {
 }
 
 /// Answers a rollup as one record batch.
-pub(crate) async fn rollup(service: &QueryService, request: &RollupRequest, access: &Access) -> Result<RecordBatch> {
+pub(crate) async fn rollup(
+    service: &QueryService,
+    request: &RollupRequest,
+    access: &Access,
+) -> Result<RecordBatch> {
     let engine = service.engine();
     let fleet = engine.catalog().fleet();
     let default_zone = TimeZone::get(&engine.settings().time_zone.0).unwrap_or(TimeZone::UTC);
@@ -77,8 +79,10 @@ impl Scope {
         let mut wanted: BTreeMap<SiteId, (Vec<EntityId>, Vec<EntityId>)> = BTreeMap::new();
         let visible = |site: Option<SiteId>| site.filter(|site| access.allows_site(*site));
         let missing = |what: &str, id: &dyn std::fmt::Display| ApiError::not_found(format!("no {what} {id}"));
-        let is_everything = request.sites.is_empty() && request.meters.is_empty() && request.entities.is_empty();
-        let all: Vec<SiteId> = fleet.sites().map(|site| site.id).filter(|id| access.allows_site(*id)).collect();
+        let is_everything =
+            request.sites.is_empty() && request.meters.is_empty() && request.entities.is_empty();
+        let all: Vec<SiteId> =
+            fleet.sites().map(|site| site.id).filter(|id| access.allows_site(*id)).collect();
         for id in if is_everything { &all } else { &request.sites } {
             let site = visible(fleet.site(*id).map(|s| s.id)).ok_or_else(|| missing("site", id))?;
             wanted.entry(site).or_default().0.extend(fleet.roots(site));
@@ -108,12 +112,20 @@ impl Scope {
                     made
                 }
             };
-            let per_meter = matches!(request.by, GroupBy::Meter | GroupBy::Entity) && request.mode == Mode::Own;
+            let per_meter =
+                matches!(request.by, GroupBy::Meter | GroupBy::Entity) && request.mode == Mode::Own;
             let roots = outermost(fleet, roots, per_meter);
             let meters: BTreeSet<EntityId> = roots.iter().flat_map(|root| fleet.subtree(*root)).collect();
             let sources = meters.iter().flat_map(|meter| fleet.sources_of(*meter));
             let universe: BTreeSet<EntityId> = meters.iter().chain(sources).chain(&single).copied().collect();
-            sites.push(SiteScope { site, zone, buckets, roots, single, universe: universe.into_iter().collect() });
+            sites.push(SiteScope {
+                site,
+                zone,
+                buckets,
+                roots,
+                single,
+                universe: universe.into_iter().collect(),
+            });
         }
         Ok(Self { sites })
     }
@@ -176,7 +188,11 @@ async fn read_cells(
     let time = |micros: i64| ScalarValue::TimestampMicrosecond(Some(micros), Some(Arc::from("UTC")));
     let sql = SqlRequest {
         query,
-        params: vec![ScalarValue::from(request.metric.as_str()), time(from - reach), time(to.saturating_add(reach).saturating_add(1))],
+        params: vec![
+            ScalarValue::from(request.metric.as_str()),
+            time(from - reach),
+            time(to.saturating_add(reach).saturating_add(1)),
+        ],
         as_of: request.as_of,
         access: access.clone(),
     };
@@ -202,7 +218,8 @@ async fn read_cells(
         }
         samples.clear();
         if total > CELLS_MAX {
-            let message = format!("the rollup has more than {CELLS_MAX} entity-bucket pairs; choose wider buckets");
+            let message =
+                format!("the rollup has more than {CELLS_MAX} entity-bucket pairs; choose wider buckets");
             return Err(ApiError::new(Kind::Unprocessable, message));
         }
         Ok(())
@@ -353,7 +370,16 @@ impl Groups {
             let mut of_group = Vec::new();
             for (label, parts) in &buckets {
                 let (start, end) = span(*label, request.width, &spans, &zone)?;
-                of_group.push(combine(name.clone(), start, end, &zone, parts, request.aggregation, kind, weighted));
+                of_group.push(combine(
+                    name.clone(),
+                    start,
+                    end,
+                    &zone,
+                    parts,
+                    request.aggregation,
+                    kind,
+                    weighted,
+                ));
             }
             rows.extend(fill(of_group, &spans, request.fill, &name, &zone));
         }
@@ -439,9 +465,9 @@ fn fill(rows: Vec<Row>, spans: &Buckets, fill: Fill, name: &Option<String>, zone
                 Fill::None | Fill::Null => None,
                 Fill::Zero => Some(0.0),
                 Fill::Previous => before.map(|(_, value)| value),
-                Fill::Linear => before.zip(known.get(next)).map(|((t0, v0), (t1, v1))| {
-                    v0 + (v1 - v0) * ((at - t0) as f64 / (t1 - t0) as f64)
-                }),
+                Fill::Linear => before
+                    .zip(known.get(next))
+                    .map(|((t0, v0), (t1, v1))| v0 + (v1 - v0) * ((at - t0) as f64 / (t1 - t0) as f64)),
             };
             Row {
                 start: at,
@@ -459,9 +485,12 @@ fn fill(rows: Vec<Row>, spans: &Buckets, fill: Fill, name: &Option<String>, zone
 }
 
 fn to_batch(rows: Vec<Row>, by: GroupBy, unit: &str) -> Result<RecordBatch> {
-    let texts = |f: &dyn Fn(&Row) -> String| -> ArrayRef { Arc::new(StringArray::from_iter_values(rows.iter().map(f))) };
-    let numbers =
-        |f: &dyn Fn(&Row) -> Option<f64>| -> ArrayRef { Arc::new(rows.iter().map(f).collect::<Float64Array>()) };
+    let texts = |f: &dyn Fn(&Row) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(rows.iter().map(f)))
+    };
+    let numbers = |f: &dyn Fn(&Row) -> Option<f64>| -> ArrayRef {
+        Arc::new(rows.iter().map(f).collect::<Float64Array>())
+    };
     let mut columns: Vec<(&str, ArrayRef, bool)> = vec![
         ("bucketStart", texts(&|row| format_instant(row.start, &row.zone)), false),
         ("bucketEnd", texts(&|row| format_instant(row.end, &row.zone)), false),
@@ -479,7 +508,11 @@ fn to_batch(rows: Vec<Row>, by: GroupBy, unit: &str) -> Result<RecordBatch> {
     columns.extend([
         ("value", numbers(&|row| row.value), true),
         ("unit", texts(&|_| unit.to_owned()), false),
-        ("count", Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.count))) as ArrayRef, false),
+        (
+            "count",
+            Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.count))) as ArrayRef,
+            false,
+        ),
         ("coverage", numbers(&|row| Some(row.coverage)), true),
         ("estimatedShare", numbers(&|row| Some(row.estimated_share)), true),
     ]);

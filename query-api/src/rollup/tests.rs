@@ -97,12 +97,18 @@ fn values(cells: &BTreeMap<usize, Cell>) -> Vec<(usize, f64)> {
 
 #[test]
 fn power_is_weighted_by_time() {
-    let samples = [good(0, 10.0), good(15, 20.0), good(30, 30.0), good(45, 40.0), good(60, 8.0), good(62, 4.0)];
-    let cells = aggregate(&samples, &hours(2), &rules(MetricKind::GaugeExtensive, Aggregation::Default, 120 * MINUTE));
+    let samples =
+        [good(0, 10.0), good(15, 20.0), good(30, 30.0), good(45, 40.0), good(60, 8.0), good(62, 4.0)];
+    let cells = aggregate(
+        &samples,
+        &hours(2),
+        &rules(MetricKind::GaugeExtensive, Aggregation::Default, 120 * MINUTE),
+    );
     // The second hour: 8 for two minutes, 4 for the cadence of 15.
     assert_eq!(values(&cells), [(0, 25.0), (1, ((8.0 * 2.0 + 4.0 * 15.0) / 17.0 * 1e6f64).round() / 1e6)]);
     let gap = [good(0, 10.0), good(50, 1.0)];
-    let cells = aggregate(&gap, &hours(1), &rules(MetricKind::GaugeExtensive, Aggregation::Default, 60 * MINUTE));
+    let cells =
+        aggregate(&gap, &hours(1), &rules(MetricKind::GaugeExtensive, Aggregation::Default, 60 * MINUTE));
     // A reading stands for two cadences at most: 10 for 30 minutes, 1 for the 10 that are left.
     assert_eq!(values(&cells), [(0, ((10.0 * 30.0 + 1.0 * 10.0) / 40.0 * 1e6f64).round() / 1e6)]);
 }

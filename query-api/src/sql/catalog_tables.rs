@@ -74,7 +74,9 @@ pub(super) fn meters(fleet: &Fleet, access: &Access) -> Result<RecordBatch, Arro
 
 pub(super) fn energy_sources(fleet: &Fleet, access: &Access) -> Result<RecordBatch, ArrowError> {
     let all = || {
-        fleet.sources().filter(|source| fleet.site_of(source.id).is_some_and(|site| access.allows_site(site.id)))
+        fleet
+            .sources()
+            .filter(|source| fleet.site_of(source.id).is_some_and(|site| access.allows_site(site.id)))
     };
     batch(vec![
         ("id", required(all().map(|s| s.id)), false),

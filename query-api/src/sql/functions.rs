@@ -8,9 +8,7 @@ use arrow::{
 };
 use datafusion::{
     error::Result,
-    logical_expr::{
-        ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
-    },
+    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility},
 };
 use uuid::Uuid;
 
@@ -46,11 +44,17 @@ impl ScalarUDFImpl for MeasurementId {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let types =
-            [DataType::Utf8, DataType::Utf8, DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC")))];
+        let types = [
+            DataType::Utf8,
+            DataType::Utf8,
+            DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC"))),
+        ];
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
-        let arrays: Vec<ArrayRef> =
-            arrays.iter().zip(&types).map(|(array, to)| arrow::compute::cast(array, to)).collect::<Result<_, _>>()?;
+        let arrays: Vec<ArrayRef> = arrays
+            .iter()
+            .zip(&types)
+            .map(|(array, to)| arrow::compute::cast(array, to))
+            .collect::<Result<_, _>>()?;
         let (entity, metric) = (arrays[0].as_string::<i32>(), arrays[1].as_string::<i32>());
         let time = arrays[2].as_primitive::<TimestampMicrosecondType>();
         let mut out = StringBuilder::new();

@@ -71,9 +71,21 @@ fn check_size(tokens: &[Token]) -> Result<()> {
             Token::Word(word) => {
                 let text = word.value.as_str();
                 let is_operator = word.quote_style.is_none()
-                    && ["and", "or", "not", "union", "intersect", "except", "like", "is", "between", "case", "when"]
-                        .iter()
-                        .any(|keyword| text.eq_ignore_ascii_case(keyword));
+                    && [
+                        "and",
+                        "or",
+                        "not",
+                        "union",
+                        "intersect",
+                        "except",
+                        "like",
+                        "is",
+                        "between",
+                        "case",
+                        "when",
+                    ]
+                    .iter()
+                    .any(|keyword| text.eq_ignore_ascii_case(keyword));
                 operators += usize::from(is_operator);
             }
             Token::Comma

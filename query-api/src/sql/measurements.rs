@@ -71,7 +71,8 @@ impl MeasurementsTable {
         let mut partitioned = Vec::with_capacity(files.len());
         for file in files {
             let hidden = self.view.hidden_rows(file, &late).await;
-            let hidden = hidden.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
+            let hidden =
+                hidden.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
             partitioned.extend(self.partitioned_file(file, &hidden));
         }
         let partitions = state.config().target_partitions().max(1);
@@ -347,7 +348,9 @@ impl KeyRange {
                 });
             }
             // A text that is no uuid in its usual form equals no entity id.
-            "entity_id" => self.restrict_entities(texts.iter().filter_map(|text| text.parse().ok()).collect()),
+            "entity_id" => {
+                self.restrict_entities(texts.iter().filter_map(|text| text.parse().ok()).collect())
+            }
             _ => {}
         }
     }

@@ -55,15 +55,19 @@ fn draft(&(site, zone, location, industry, pv, load, battery): &SiteSpec) -> Val
             "sources": sources,
         })
     };
-    let source = |name: &str, kind: &str, capacity: f64| {
-        json!({ "id": id(&format!("{site}/source/{name}")), "name": name, "sourceType": kind, "capacity": capacity })
-    };
+    let source = |name: &str, kind: &str, capacity: f64| json!({ "id": id(&format!("{site}/source/{name}")), "name": name, "sourceType": kind, "capacity": capacity });
     let mut meters = vec![
         meter("Grid connection", None, "CONS", load, json!([])),
         meter("Building A", Some("Grid connection"), "CONS", load * 0.6, json!([])),
         meter("Building B", Some("Grid connection"), "CONS", load * 0.4, json!([])),
         meter("Cooling", Some("Building A"), "CONS", load * 0.3, json!([])),
-        meter("Car chargers", Some("Building A"), "CONS", load * 0.2, json!([source("Charger 1", "ev", load * 0.2)])),
+        meter(
+            "Car chargers",
+            Some("Building A"),
+            "CONS",
+            load * 0.2,
+            json!([source("Charger 1", "ev", load * 0.2)]),
+        ),
         meter(
             "Solar",
             None,

@@ -24,13 +24,27 @@ struct Device {
 #[derive(Clone, Copy)]
 enum Role {
     /// A share of the site's load.
-    Load { peak: f64, share: f64, hash: u64 },
+    Load {
+        peak: f64,
+        share: f64,
+        hash: u64,
+    },
     /// The whole load with what no meter below explains.
-    Main { peak: f64 },
-    Solar { peak: f64, hash: u64 },
+    Main {
+        peak: f64,
+    },
+    Solar {
+        peak: f64,
+        hash: u64,
+    },
     /// Solar power that the load does not take.
-    FeedIn { solar: f64, load: f64 },
-    Battery { capacity: f64 },
+    FeedIn {
+        solar: f64,
+        load: f64,
+    },
+    Battery {
+        capacity: f64,
+    },
 }
 
 pub(super) struct Generator {
@@ -52,7 +66,9 @@ impl Generator {
                 let capacity = meter.capacity.unwrap_or(0.0);
                 let role_of = |id: EntityId, capacity: f64| match meter.category {
                     Category::Cons if meter.name == "Grid connection" => Role::Main { peak: load },
-                    Category::Cons => Role::Load { peak: load, share: capacity / load, hash: hash(&id.to_string()) },
+                    Category::Cons => {
+                        Role::Load { peak: load, share: capacity / load, hash: hash(&id.to_string()) }
+                    }
                     Category::Prod => Role::Solar { peak: capacity, hash: hash(&id.to_string()) },
                     Category::Inj => Role::FeedIn { solar, load },
                     Category::Stor => Role::Battery { capacity },
@@ -108,7 +124,8 @@ impl Generator {
 
     /// Power now.
     pub(super) fn live(&self, at: i64) -> Batch {
-        let mut rows = Rows { batch: Batch { created_at: at * 1_000_000, ..Batch::default() }, series: HashMap::new() };
+        let mut rows =
+            Rows { batch: Batch { created_at: at * 1_000_000, ..Batch::default() }, series: HashMap::new() };
         for device in &self.devices {
             rows.push(device, "power", "kW", at, device.power(at), Quality::Good);
             if matches!(device.role, Role::Battery { .. }) {
@@ -125,7 +142,15 @@ struct Rows {
 }
 
 impl Rows {
-    fn push(&mut self, device: &Device, metric: &'static str, unit: &str, at: i64, value: f64, quality: Quality) {
+    fn push(
+        &mut self,
+        device: &Device,
+        metric: &'static str,
+        unit: &str,
+        at: i64,
+        value: f64,
+        quality: Quality,
+    ) {
         let batch = &mut self.batch;
         let index = *self.series.entry((device.id, metric)).or_insert_with(|| {
             batch.table.push(BatchSeries {
@@ -204,5 +229,6 @@ fn noise(seed: u64, at: i64) -> f64 {
 
 /// FNV-1a: small, and the same on every machine.
 fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

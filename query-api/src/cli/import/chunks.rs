@@ -7,7 +7,9 @@ use std::{
 
 use arrow::ipc::writer::StreamWriter;
 use axum::body::Bytes;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use wattlake_engine::{BodyFormat, open_file};
 
 use crate::cli::Failure;
@@ -41,7 +43,9 @@ enum Source {
 
 impl Chunks {
     pub(super) fn open(path: &Path, format: BodyFormat, bytes_max: usize) -> Result<Self, Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("cannot read {}: {error}", path.display()));
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::failed(format!("cannot read {}: {error}", path.display()))
+        };
         let source = match format {
             BodyFormat::Parquet => {
                 let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
@@ -71,13 +75,16 @@ impl Chunks {
     /// The next part; `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<Chunk>, Failure> {
         let path = &self.path;
-        let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("cannot read {}: {error}", path.display()));
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::failed(format!("cannot read {}: {error}", path.display()))
+        };
         match &mut self.source {
             Source::Parquet { reader, bytes_per_row } => {
                 let Some(batch) = reader.next() else { return Ok(None) };
                 let batch = batch.map_err(|error| failed(&error))?;
                 let mut body = Vec::new();
-                let mut writer = StreamWriter::try_new(&mut body, &batch.schema()).map_err(|error| failed(&error))?;
+                let mut writer =
+                    StreamWriter::try_new(&mut body, &batch.schema()).map_err(|error| failed(&error))?;
                 writer.write(&batch).and_then(|()| writer.finish()).map_err(|error| failed(&error))?;
                 drop(writer);
                 let first_row = self.row;

@@ -1,0 +1,159 @@
+//! Where the time of a reading goes: decoding, the log, flush, looking up late rows.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should say so and stop")]
+
+use std::{hint::black_box, sync::Arc};
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use tokio::runtime::Runtime;
+use wattlake_benches::Fleet;
+use wattlake_catalog::Catalog;
+use wattlake_config::{ByteCount, Period, Settings};
+use wattlake_engine::{BodyFormat, Clock, DataDir, Engine, Ingest, IngestRequest, Storage, TimePrecision};
+
+const FLEET: Fleet = Fleet { devices: 500 };
+const ROWS: u64 = 5_000;
+
+struct Bench {
+    runtime: Runtime,
+    engine: Arc<Engine>,
+    ingest: Ingest,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    /// An engine with a registered fleet that flushes only when it is told to.
+    fn new() -> Self {
+        let dir = tempfile::TempDir::new().unwrap();
+        let mut settings = Settings::default();
+        settings.data_dir.0 = dir.path().to_owned();
+        settings.flush.interval = Period::secs(3600);
+        settings.flush.max_bytes = ByteCount::mib(4096);
+        settings.memory.budget = ByteCount::mib(8192);
+        let runtime = Runtime::new().unwrap();
+        let engine = runtime.block_on(async {
+            let data_dir = DataDir::acquire(dir.path()).unwrap();
+            let storage = Storage::open(&settings).unwrap();
+            let key = dir.path().join("key");
+            let catalog = Catalog::open(&settings.catalog_url(), &key, storage.data_path()).await.unwrap();
+            Engine::start(&settings, data_dir, storage, Arc::new(catalog), Clock::System).await.unwrap()
+        });
+        let bench = Self { ingest: Ingest::new(Arc::clone(&engine)), runtime, engine, _dir: dir };
+        bench.ingest(BodyFormat::LineProtocol, FLEET.lines(0, FLEET.devices), false);
+        bench
+    }
+
+    fn ingest(&self, format: BodyFormat, body: impl Into<Bytes>, is_dry_run: bool) {
+        let precision = match format {
+            BodyFormat::LineProtocol => TimePrecision::Nanoseconds,
+            _ => TimePrecision::Seconds,
+        };
+        let request = IngestRequest {
+            format,
+            body: body.into(),
+            precision: Some(precision),
+            is_atomic: false,
+            site: "bench".into(),
+            mapping: None,
+            allowed_sites: Vec::new(),
+            is_dry_run,
+        };
+        let report = self.runtime.block_on(self.ingest.ingest(request)).unwrap();
+        assert_eq!(report.rejected, 0, "{:?}", report.errors);
+    }
+}
+
+fn decode(c: &mut Criterion) {
+    let bench = Bench::new();
+    let mut group = c.benchmark_group("decode");
+    group.throughput(Throughput::Elements(ROWS));
+    for (name, format, body) in [
+        ("line_protocol", BodyFormat::LineProtocol, FLEET.lines(0, ROWS)),
+        ("ndjson", BodyFormat::NdJson, FLEET.ndjson(0, ROWS)),
+        ("csv", BodyFormat::Csv, FLEET.csv(0, ROWS)),
+    ] {
+        let body = Bytes::from(body);
+        group.bench_function(name, |b| b.iter(|| bench.ingest(format, black_box(body.clone()), true)));
+    }
+    group.finish();
+}
+
+/// Line protocol to acknowledged: decode, log, fsync, memtable.
+fn write(c: &mut Criterion) {
+    let bench = Bench::new();
+    let mut group = c.benchmark_group("write");
+    group.throughput(Throughput::Elements(ROWS));
+    let mut from = FLEET.devices;
+    group.bench_function("line_protocol_durable", |b| {
+        b.iter_batched(
+            || {
+                from += ROWS;
+                FLEET.lines(from, ROWS)
+            },
+            |body| bench.ingest(BodyFormat::LineProtocol, body, false),
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+/// A memtable of 200,000 rows to a committed Parquet file; the same rows changed, to a delete file as well.
+fn flush(c: &mut Criterion) {
+    const FLUSHED: u64 = 200_000;
+    let mut group = c.benchmark_group("flush");
+    group.throughput(Throughput::Elements(FLUSHED)).sample_size(10);
+    let filled = || {
+        let bench = Bench::new();
+        bench.ingest(BodyFormat::LineProtocol, FLEET.lines(0, FLUSHED), false);
+        bench
+    };
+    group.bench_function("new_rows", |b| {
+        b.iter_batched(
+            filled,
+            |bench| {
+                bench.runtime.block_on(bench.engine.flush()).unwrap();
+                bench
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.bench_function("identical_rows", |b| {
+        b.iter_batched(
+            || {
+                let bench = filled();
+                bench.runtime.block_on(bench.engine.flush()).unwrap();
+                bench.ingest(BodyFormat::LineProtocol, FLEET.lines(0, FLUSHED), false);
+                bench
+            },
+            |bench| {
+                bench.runtime.block_on(bench.engine.flush()).unwrap();
+                bench
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+/// The hot rows of one series, and of all.
+fn scan_memory(c: &mut Criterion) {
+    const HOT: u64 = 200_000;
+    let bench = Bench::new();
+    bench.ingest(BodyFormat::LineProtocol, FLEET.lines(0, HOT), false);
+    let one = bench.engine.catalog().fleet().by_external_id(&Fleet::serial(7)).unwrap();
+    let mut group = c.benchmark_group("scan_memory");
+    group.bench_function("one_series", |b| {
+        b.iter(|| {
+            black_box(bench.engine.read_view().hot.select(i64::MIN, i64::MAX, |key| key.entity == one))
+        });
+    });
+    group.throughput(Throughput::Elements(HOT));
+    group.bench_function("all_series", |b| {
+        b.iter(|| black_box(bench.engine.read_view().hot.select(i64::MIN, i64::MAX, |_| true)));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, decode, write, flush, scan_memory);
+criterion_main!(benches);
