@@ -33,8 +33,11 @@ pub struct Catalog {
     fleet: ArcSwap<Fleet>,
     /// Held while the fleet is read again, so that an older picture never replaces a newer one.
     reload: Mutex<()>,
-    tokens: Mutex<Option<(Instant, Arc<HashMap<String, Token>>)>>,
+    tokens: Mutex<Option<KnownTokens>>,
 }
+
+/// All tokens by id, and when they were read.
+type KnownTokens = (Instant, Arc<HashMap<String, Token>>);
 
 impl std::fmt::Debug for Catalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -101,7 +101,8 @@ pub(crate) async fn listen(
         create_admin_token(settings, open.engine.catalog()).await?;
     }
     let has_token = open.engine.catalog().tokens().await?.iter().any(|token| token.revoked_at.is_none());
-    if !address.ip().is_loopback() && !(requires_token && has_token) {
+    let is_protected = requires_token && has_token;
+    if !address.ip().is_loopback() && !is_protected {
         return Err(Failure::usage(format!(
             "http.listen: {address} is not loopback, and without a token anybody there could read and write; make one \
              with `wattlake token create`, or listen on 127.0.0.1"
@@ -247,11 +248,8 @@ pub(crate) async fn run(
     listening: Listening,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let served = listening.serve(stop).await;
-    if served.is_err() {
-        // The log cannot be trusted: what is in memory is replayed from what is on disk.
-        return served;
-    }
+    // After a failure of the log nothing is flushed: what is in memory is replayed from what is on disk.
+    listening.serve(stop).await?;
     open.close().await
 }
 

@@ -87,15 +87,10 @@ impl TablePlan {
         let ours = ["created_at", "createdAt", "id"];
         let known = |column: &String| {
             ours.contains(&column.as_str())
-                || [
-                    Some(&plan.timestamp),
-                    plan.entity.as_ref(),
-                    plan.entity_type.as_ref(),
-                    plan.quality.as_ref(),
-                    plan.metadata.as_ref(),
-                ]
-                .iter()
-                .any(|c| *c == Some(column))
+                || *column == plan.timestamp
+                || [&plan.entity, &plan.entity_type, &plan.quality, &plan.metadata]
+                    .iter()
+                    .any(|named| named.as_ref() == Some(column))
                 || matches!(&plan.readings, Readings::Long { metric, value, unit }
                     if column == metric || column == value || Some(column) == unit.as_ref())
         };
@@ -174,36 +169,26 @@ impl<'a> TableDecoder<'a> {
         let (entity_type, quality, metadata) =
             (optional(&plan.entity_type)?, optional(&plan.quality)?, optional(&plan.metadata)?);
         let time = TimeColumn::new(&plan.timestamp, &column(&plan.timestamp)?)?;
-        let values: Vec<(Option<StringArray>, &str, Option<StringArray>, Option<&str>, Float64Array)> =
-            match &plan.readings {
-                Readings::Long { metric, value, unit } => {
-                    vec![(
-                        Some(text(metric, &column(metric)?)?),
-                        "",
-                        optional(unit)?,
-                        None,
-                        number(value, &column(value)?)?,
-                    )]
-                }
-                Readings::Wide(wide) => wide
-                    .iter()
-                    .map(|v| {
-                        Ok((
-                            None,
-                            v.metric.as_str(),
-                            None,
-                            v.unit.as_deref(),
-                            number(&v.column, &column(&v.column)?)?,
-                        ))
-                    })
-                    .collect::<Result<_>>()?,
-            };
+        let readings = match &plan.readings {
+            Readings::Long { metric, value, unit } => vec![ReadingColumn {
+                metrics: Some(text(metric, &column(metric)?)?),
+                metric: "",
+                units: optional(unit)?,
+                unit: None,
+                values: number(value, &column(value)?)?,
+            }],
+            Readings::Wide(wide) => wide
+                .iter()
+                .map(|of_metric| {
+                    let values = number(&of_metric.column, &column(&of_metric.column)?)?;
+                    let (metric, unit) = (of_metric.metric.as_str(), of_metric.unit.as_deref());
+                    Ok(ReadingColumn { metrics: None, metric, units: None, unit, values })
+                })
+                .collect::<Result<_>>()?,
+        };
         for i in 0..batch.num_rows() {
             let row = self.row;
             self.row += 1;
-            let get = |array: &'_ Option<StringArray>| -> Option<String> {
-                array.as_ref().filter(|a| a.is_valid(i)).map(|a| a.value(i).to_owned())
-            };
             let entity = match (&entity, &plan.entity_name) {
                 (Some(column), _) if column.is_valid(i) => column.value(i),
                 (None, Some(name)) => name.as_str(),
@@ -212,8 +197,8 @@ impl<'a> TableDecoder<'a> {
                     continue;
                 }
             };
-            let entity_type = get(&entity_type);
-            let slot = match collector.structured_entity(entity, entity_type.as_deref()) {
+            let entity_type = cell(entity_type.as_ref(), i);
+            let slot = match collector.structured_entity(entity, entity_type) {
                 Ok(slot) => slot,
                 Err((kind, message)) => {
                     collector.refuse(row, kind, message);
@@ -227,33 +212,44 @@ impl<'a> TableDecoder<'a> {
                     continue;
                 }
             };
-            let (quality, metadata) = (get(&quality), get(&metadata));
-            for (metrics, metric, units, unit, values) in &values {
+            for of_metric in &readings {
                 // In a wide table an empty cell is no reading; in a long one it is an error.
-                if values.is_null(i) {
-                    if metrics.is_some() {
+                if of_metric.values.is_null(i) {
+                    if of_metric.metrics.is_some() {
                         collector.refuse(row, "invalid", "value is null");
                     }
                     continue;
                 }
-                let (metric_text, unit_text) = (get(metrics), get(units));
                 collector.push(
                     row,
                     &RawReading {
                         entity,
-                        entity_type: entity_type.as_deref(),
+                        entity_type,
                         ts,
-                        metric: metric_text.as_deref().unwrap_or(metric),
-                        value: values.value(i),
-                        unit: unit_text.as_deref().or(*unit),
-                        quality: quality.as_deref(),
-                        metadata: metadata.as_deref(),
+                        metric: cell(of_metric.metrics.as_ref(), i).unwrap_or(of_metric.metric),
+                        value: of_metric.values.value(i),
+                        unit: cell(of_metric.units.as_ref(), i).or(of_metric.unit),
+                        quality: cell(quality.as_ref(), i),
+                        metadata: cell(metadata.as_ref(), i),
                     },
                 );
             }
         }
         Ok(())
     }
+}
+
+/// The readings of one column: their metric and unit come from columns beside it, or are the same for all.
+struct ReadingColumn<'a> {
+    metrics: Option<StringArray>,
+    metric: &'a str,
+    units: Option<StringArray>,
+    unit: Option<&'a str>,
+    values: Float64Array,
+}
+
+fn cell(array: Option<&StringArray>, i: usize) -> Option<&str> {
+    array.filter(|array| array.is_valid(i)).map(|array| array.value(i))
 }
 
 /// A time column in one of the forms that files have.

@@ -93,10 +93,10 @@ impl Write for Sink {
 }
 
 enum Writer {
-    Json(arrow::json::ArrayWriter<Sink>),
-    NdJson(arrow::json::LineDelimitedWriter<Sink>),
-    Csv(arrow::csv::Writer<Sink>),
-    Arrow(StreamWriter<Sink>),
+    Json(Box<arrow::json::ArrayWriter<Sink>>),
+    NdJson(Box<arrow::json::LineDelimitedWriter<Sink>>),
+    Csv(Box<arrow::csv::Writer<Sink>>),
+    Arrow(Box<StreamWriter<Sink>>),
     Parquet(Box<ArrowWriter<Sink>>),
 }
 
@@ -115,13 +115,13 @@ impl Encoder {
         let sink = Sink::default();
         let json = || arrow::json::WriterBuilder::new().with_explicit_nulls(true);
         let writer = match format {
-            OutputFormat::Json => Writer::Json(json().build(sink.clone())),
-            OutputFormat::NdJson => Writer::NdJson(json().build(sink.clone())),
+            OutputFormat::Json => Writer::Json(Box::new(json().build(sink.clone()))),
+            OutputFormat::NdJson => Writer::NdJson(Box::new(json().build(sink.clone()))),
             OutputFormat::Csv => {
-                Writer::Csv(arrow::csv::WriterBuilder::new().with_header(true).build(sink.clone()))
+                Writer::Csv(Box::new(arrow::csv::WriterBuilder::new().with_header(true).build(sink.clone())))
             }
             OutputFormat::Arrow => {
-                Writer::Arrow(StreamWriter::try_new(sink.clone(), schema).map_err(failed)?)
+                Writer::Arrow(Box::new(StreamWriter::try_new(sink.clone(), schema).map_err(failed)?))
             }
             OutputFormat::Parquet => Writer::Parquet(Box::new(
                 ArrowWriter::try_new(sink.clone(), Arc::clone(schema), None).map_err(failed)?,

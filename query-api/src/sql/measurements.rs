@@ -349,7 +349,7 @@ impl KeyRange {
             }
             // A text that is no uuid in its usual form equals no entity id.
             "entity_id" => {
-                self.restrict_entities(texts.iter().filter_map(|text| text.parse().ok()).collect())
+                self.restrict_entities(texts.iter().filter_map(|text| text.parse().ok()).collect());
             }
             _ => {}
         }

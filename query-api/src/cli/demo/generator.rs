@@ -8,7 +8,7 @@ use wattlake_engine::{Batch, BatchSeries};
 
 use super::fleet::id;
 
-/// A share of days on which the battery's gateway estimates instead of measuring.
+/// One reading in so many is an estimate.
 const ESTIMATED_EVERY: u64 = 97;
 
 /// One entity that reports.
@@ -104,7 +104,7 @@ impl Generator {
             let mut at = from;
             while at < to {
                 let power = device.power(at);
-                let is_estimated = hash(&format!("{}{at}", device.site)) % ESTIMATED_EVERY == 0;
+                let is_estimated = hash(&format!("{}{at}", device.site)).is_multiple_of(ESTIMATED_EVERY);
                 let quality = if is_estimated { Quality::Estimated } else { Quality::Good };
                 rows.push(device, "power", "kW", at, power, quality);
                 match device.role {
