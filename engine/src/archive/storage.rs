@@ -129,8 +129,14 @@ impl Storage {
             StorageKind::S3 => {
                 // Unique names and overwrite: retried puts cannot meet another object (idempotent).
                 let path = ObjectPath::from(format!("{TABLE_DIR}/{path}"));
-                self.store.put(&path, PutPayload::from_bytes(bytes)).await?;
-                Ok(())
+                let put = self.store.put(&path, PutPayload::from_bytes(bytes)).await;
+                // Whatever it is, a missing bucket included: the readings stay in the log and it is tried again.
+                put.map(drop).map_err(|error| {
+                    Error::new(
+                        ErrorKind::Unavailable,
+                        format!("object storage: cannot write {path}: {error}"),
+                    )
+                })
             }
         }
     }
