@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use crate::{
     Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, Fleet, Manifest,
     Meter, MeterDraft, NewEntities, NewToken, OnboardingDraft, Result, SecretKey, Site, SiteDraft, SiteId,
-    SnapshotAt, SnapshotId, Token,
+    SnapshotAt, Token,
     db::{Db, Tx},
     entities::{Writer, load_fleet},
     manifest, migrations, tokens,
@@ -173,11 +173,6 @@ impl Catalog {
     pub async fn manifest(&self, at: SnapshotAt) -> Result<Manifest> {
         let snapshot = manifest::resolve(&self.db, at).await?;
         manifest::load(&self.db, snapshot).await
-    }
-
-    /// Which snapshot `at` means.
-    pub async fn resolve_snapshot(&self, at: SnapshotAt) -> Result<SnapshotId> {
-        manifest::resolve(&self.db, at).await
     }
 
     /// Everything in the write-ahead log up to this sequence number is in files.

@@ -88,11 +88,6 @@ impl Fleet {
         self.external.get(name).copied()
     }
 
-    /// The external ids with their entities.
-    pub fn external_ids(&self) -> impl Iterator<Item = (&str, EntityId)> {
-        self.external.iter().map(|(name, id)| (name.as_str(), *id))
-    }
-
     /// Meters of a site without a parent, by name.
     pub fn roots(&self, site: SiteId) -> &[EntityId] {
         self.roots.get(&site).map_or(&[], Vec::as_slice)
@@ -134,18 +129,11 @@ impl Fleet {
     }
 }
 
-impl<'a> Entity<'a> {
+impl Entity<'_> {
     pub fn entity_type(self) -> EntityType {
         match self {
             Self::Meter(_) => EntityType::Meter,
             Self::Source(_) => EntityType::EnergySource,
-        }
-    }
-
-    pub fn name(self) -> &'a str {
-        match self {
-            Self::Meter(meter) => &meter.name,
-            Self::Source(source) => &source.name,
         }
     }
 

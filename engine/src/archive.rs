@@ -14,4 +14,4 @@ pub(crate) use data_file::{FileRows, write_data_file};
 pub(crate) use delete_file::{read_positions, write_delete_file};
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
 pub use schema::measurement_schema;
-pub use storage::{Storage, StorageKind};
+pub use storage::Storage;

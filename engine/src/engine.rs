@@ -1,7 +1,6 @@
 //! [`Engine`]: starting, writing, flushing, reading, stopping.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,7 +12,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex as SyncMutex;
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, oneshot, watch};
-use wattlake_catalog::{Catalog, DataFile, EntityId, Manifest, SnapshotAt, SnapshotId};
+use wattlake_catalog::{Catalog, DataFile, Manifest, SnapshotAt, SnapshotId};
 use wattlake_config::Settings;
 
 use crate::{
@@ -432,17 +431,5 @@ impl ReadView {
 
     pub fn storage(&self) -> &Storage {
         &self.storage
-    }
-
-    /// The latest hot row of each wanted series.
-    pub fn latest_hot(&self, wanted: impl Fn(&SeriesKey) -> bool) -> BTreeMap<(EntityId, String), HotSeries> {
-        let series = self.hot.select(i64::MIN, i64::MAX, wanted);
-        series
-            .into_iter()
-            .map(|mut series| {
-                series.rows.drain(..series.rows.len().saturating_sub(1));
-                ((series.key.entity, series.key.metric.to_string()), series)
-            })
-            .collect()
     }
 }

@@ -22,7 +22,7 @@ mod version;
 mod wal;
 mod writer;
 
-pub use archive::{Storage, StorageKind, measurement_schema};
+pub use archive::{Storage, measurement_schema};
 pub use batch::{Batch, BatchSeries};
 pub use clock::Clock;
 pub use data_dir::DataDir;

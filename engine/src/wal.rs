@@ -1,11 +1,14 @@
 //! The write-ahead log: what was acknowledged and is not yet in files.
 //!
 //! A log is a folder of segments; a segment is a header and frames; a frame is one group commit, holding one or more
-//! encoded batches under one checksum. A frame is written only after the one before it was synced, so a damaged frame
-//! with a whole one behind it is real damage, and one with nothing behind it is the torn tail of a crash (WAL-3).
+//! encoded batches under one checksum. A frame says whether the one before it was synced when it was written (always, in
+//! durable mode). So a damaged frame with such a whole one behind it is real damage, and one without is the torn tail of a
+//! crash (WAL-3).
 //! `docs/formats/wal.md` gives the bytes. This module does plain file work; threads and group commit are in
 //! [`crate::writer`].
 
+#[cfg(test)]
+pub(crate) mod faulty;
 mod frame;
 mod log;
 mod recover;

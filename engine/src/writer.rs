@@ -252,3 +252,6 @@ impl State {
         self.stats.closed_segments.store(closed as u64, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ const TABLE_DIR: &str = "measurements";
 
 /// Which kind of storage it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StorageKind {
+enum StorageKind {
     Local { root: PathBuf },
     S3,
 }
@@ -85,10 +85,6 @@ impl Storage {
             prefix => Arc::new(PrefixStore::new(store, prefix)),
         };
         Ok(Self { kind: StorageKind::S3, store, data_path })
-    }
-
-    pub fn kind(&self) -> &StorageKind {
-        &self.kind
     }
 
     /// The root as outside readers address it, ending in `/`.

@@ -19,8 +19,8 @@ pub(crate) fn encode_chunk(batch: &Batch) -> Vec<u8> {
     chunk
 }
 
-/// Appends a whole frame to `out`.
-pub(super) fn append_frame(sequence: u64, chunks: &[Vec<u8>], out: &mut Vec<u8>) {
+/// Appends a whole frame to `out`; `is_early` when the frame before it is not synced yet.
+pub(super) fn append_frame(sequence: u64, is_early: bool, chunks: &[Vec<u8>], out: &mut Vec<u8>) {
     let start = out.len();
     out.resize(start + HEADER_BYTES, 0);
     chunks.iter().for_each(|chunk| out.extend_from_slice(chunk));
@@ -31,6 +31,7 @@ pub(super) fn append_frame(sequence: u64, chunks: &[Vec<u8>], out: &mut Vec<u8>)
     header[4..8].copy_from_slice(&payload_bytes.to_le_bytes());
     header[8..16].copy_from_slice(&sequence.to_le_bytes());
     header[16..20].copy_from_slice(&(chunks.len() as u32).to_le_bytes());
+    header[20..24].copy_from_slice(&u32::from(is_early).to_le_bytes());
     header[24..28].copy_from_slice(&payload_crc.to_le_bytes());
     let header_crc = crc32c::crc32c(&header[..28]);
     header[28..32].copy_from_slice(&header_crc.to_le_bytes());
@@ -41,6 +42,8 @@ pub(super) fn append_frame(sequence: u64, chunks: &[Vec<u8>], out: &mut Vec<u8>)
 pub(super) struct Frame<'a> {
     pub sequence: u64,
     pub batches: u32,
+    /// Written before the frame in front of it was synced: it proves nothing about that one.
+    pub is_early: bool,
     pub payload: &'a [u8],
     /// Bytes of the whole frame.
     pub len: usize,
@@ -70,7 +73,13 @@ pub(super) fn read_frame(bytes: &[u8]) -> Result<Frame<'_>, String> {
         return Err(format!("frame crc mismatch, expected {expected:08x}, found {found:08x}"));
     }
     let sequence = u64::from(read_u32(header, 8)) | u64::from(read_u32(header, 12)) << 32;
-    Ok(Frame { sequence, batches: read_u32(header, 16), payload, len: HEADER_BYTES + payload_bytes })
+    Ok(Frame {
+        sequence,
+        batches: read_u32(header, 16),
+        is_early: read_u32(header, 20) != 0,
+        payload,
+        len: HEADER_BYTES + payload_bytes,
+    })
 }
 
 impl Frame<'_> {

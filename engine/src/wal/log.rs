@@ -71,6 +71,8 @@ pub(crate) struct Log {
     closed: Vec<Segment>,
     current: Option<Current>,
     next_sequence: u64,
+    /// The last frame is not synced yet.
+    is_unsynced: bool,
     buffer: Vec<u8>,
 }
 
@@ -90,7 +92,16 @@ impl Log {
         next_sequence: u64,
     ) -> Self {
         let dir = dir.to_owned();
-        Self { dir, files, segment_bytes, closed, current: None, next_sequence, buffer: Vec::new() }
+        Self {
+            dir,
+            files,
+            segment_bytes,
+            closed,
+            current: None,
+            next_sequence,
+            is_unsynced: false,
+            buffer: Vec::new(),
+        }
     }
 
     /// The sequence number of the last frame.
@@ -106,6 +117,8 @@ impl Log {
     /// Writes one frame of [`encode_chunk`](super::encode_chunk)ed batches; it is durable only after [`Log::sync`].
     pub(crate) fn append(&mut self, chunks: &[Vec<u8>]) -> Result<u64, AppendError> {
         if self.current.as_ref().is_some_and(|current| current.len >= self.segment_bytes) {
+            // Only the last segment may have a torn tail.
+            self.sync().map_err(AppendError::Broken)?;
             self.rotate();
         }
         let current = match &mut self.current {
@@ -116,7 +129,7 @@ impl Log {
         };
         let sequence = self.next_sequence;
         self.buffer.clear();
-        frame::append_frame(sequence, chunks, &mut self.buffer);
+        frame::append_frame(sequence, self.is_unsynced, chunks, &mut self.buffer);
         if let Err(error) = current.file.append(&self.buffer) {
             let refused = Error::io("write", &current.path, &error);
             // Half a frame must not stay in front of a later whole one.
@@ -127,6 +140,7 @@ impl Log {
         }
         current.len += self.buffer.len() as u64;
         self.next_sequence += 1;
+        self.is_unsynced = true;
         Ok(sequence)
     }
 
@@ -135,10 +149,11 @@ impl Log {
     /// # Errors
     /// After an error the page cache may hold what the disk does not: the caller must stop (WAL-4).
     pub(crate) fn sync(&mut self) -> Result<()> {
-        match &mut self.current {
-            Some(current) => current.file.sync().map_err(|error| Error::io("sync", &current.path, &error)),
-            None => Ok(()),
+        if let Some(current) = &mut self.current {
+            current.file.sync().map_err(|error| Error::io("sync", &current.path, &error))?;
         }
+        self.is_unsynced = false;
+        Ok(())
     }
 
     /// Closes the current segment; the next frame starts a new one. All its frames must be synced.

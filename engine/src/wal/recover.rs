@@ -41,7 +41,8 @@ pub(crate) fn recover(
         let is_last = i + 1 == count;
         let damaged = |offset: usize, what: &str| {
             Error::corrupt(format!(
-                "wal segment {} at offset {offset}: {what}; `wattlake repair` can set the damaged part aside",
+                "wal segment {} at offset {offset}: {what}; restore the file, or move the folder aside and lose what is \
+                 not in files yet",
                 path.display()
             ))
         };
@@ -99,12 +100,13 @@ pub(crate) fn recover(
     Ok(found)
 }
 
-/// Where a whole, checksummed frame of this or a later sequence starts at or after `from`.
+/// Where a whole frame of this or a later sequence starts at or after `from` that was written when everything before it
+/// was synced: what stands damaged in front of it is no torn tail.
 fn whole_frame_after(bytes: &[u8], from: usize, sequence: u64) -> Option<usize> {
     let tail = bytes.get(from..)?;
     memmem::find_iter(tail, &MAGIC)
         .map(|at| from + at)
-        .find(|at| read_frame(&bytes[*at..]).is_ok_and(|frame| frame.sequence >= sequence))
+        .find(|at| read_frame(&bytes[*at..]).is_ok_and(|frame| frame.sequence >= sequence && !frame.is_early))
 }
 
 fn truncate(path: &Path, len: u64) -> Result<()> {

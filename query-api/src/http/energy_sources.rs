@@ -55,10 +55,7 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<Response> {
     let draft: EnergySourceDraft = read_json(&body)?;
-    let meter = app.engine.catalog().fleet().meter(draft.meter_id).map(|meter| meter.site_id);
-    if let Some(site) = meter {
-        check_site(&access, site)?;
-    }
+    check_meter(&app, &access, &draft)?;
     Ok(created(&app.engine.catalog().create_source(&draft).await?))
 }
 
@@ -88,6 +85,7 @@ pub(super) async fn change(
         .map_err(|error| ApiError::internal(format!("a energy source cannot be written as JSON: {error}")))?;
     merge_patch(&mut merged, patch);
     let draft: EnergySourceDraft = read_value(merged)?;
+    check_meter(&app, &access, &draft)?;
     Ok(json_response(&app.engine.catalog().update_source(id, &draft).await?))
 }
 
@@ -114,6 +112,12 @@ pub(super) async fn remove(
     }
     app.engine.catalog().delete_source(id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// A source is only put behind meters of sites that the token is for.
+fn check_meter(app: &App, access: &Access, draft: &EnergySourceDraft) -> Result<()> {
+    let site = app.engine.catalog().fleet().meter(draft.meter_id).map(|meter| meter.site_id);
+    site.map_or(Ok(()), |site| check_site(access, site))
 }
 
 fn find(app: &App, access: &Access, id: EntityId) -> Result<EnergySource> {

@@ -1,0 +1,58 @@
+//! A disk that fails on demand, for tests.
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::{
+    DiskFiles,
+    log::{SegmentFile, SegmentFiles},
+};
+
+#[derive(Clone, Default)]
+pub(crate) struct FaultyDisk {
+    pub fail_append: Arc<AtomicBool>,
+    pub fail_truncate: Arc<AtomicBool>,
+    pub fail_sync: Arc<AtomicBool>,
+}
+
+struct FaultyFile(Box<dyn SegmentFile>, FaultyDisk);
+
+impl SegmentFile for FaultyFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.1.fail_append.load(Ordering::Relaxed) {
+            self.0.append(&bytes[..bytes.len() / 2])?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.append(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if self.1.fail_sync.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.0.sync()
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        if self.1.fail_truncate.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.0.truncate(len)
+    }
+}
+
+impl SegmentFiles for FaultyDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(FaultyFile(DiskFiles.create(path)?, self.clone())))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        DiskFiles.sync_dir(dir)
+    }
+}
