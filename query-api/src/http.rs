@@ -14,6 +14,7 @@ mod meters;
 mod onboarding;
 mod operations;
 mod reply;
+mod resource;
 mod rollups;
 mod routes;
 mod sites;

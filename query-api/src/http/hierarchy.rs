@@ -16,6 +16,7 @@ use super::{
     auth::check_site,
     latest::{Latest, latest_rows},
     reply::json_response,
+    resource::with_sources,
 };
 use crate::error::{ApiError, Result};
 
@@ -28,9 +29,7 @@ pub(super) async fn hierarchy(
     check_site(&access, id)?;
     let fleet = app.engine.catalog().fleet();
     let site = fleet.site(id).ok_or_else(|| ApiError::not_found(format!("no site {id}")))?;
-    let meters = fleet.site_meters(id);
-    let entities: BTreeSet<EntityId> =
-        meters.iter().flat_map(|m| [*m].into_iter().chain(fleet.sources_of(*m).to_vec())).collect();
+    let entities: BTreeSet<EntityId> = with_sources(&fleet, fleet.site_meters(id)).into_iter().collect();
     let mut readings: Readings = BTreeMap::new();
     for row in latest_rows(&app, &access, Some(&entities), None).await? {
         readings.entry(row.entity_id.parse()?).or_default().insert(row.metric.clone(), row);

@@ -20,6 +20,7 @@ use super::{
     auth::check_site,
     measurements::text,
     reply::{json_response, read_query},
+    resource::with_sources,
 };
 use crate::{
     error::{ApiError, Result},
@@ -59,9 +60,7 @@ pub(super) async fn latest(
 ) -> Result<Response> {
     let params: Params = read_query(query.as_deref(), &[])?;
     let fleet = app.engine.catalog().fleet();
-    let with_sources = |meters: Vec<EntityId>| -> BTreeSet<EntityId> {
-        meters.iter().flat_map(|m| [*m].into_iter().chain(fleet.sources_of(*m).to_vec())).collect()
-    };
+    let entities_of = |meters| with_sources(&fleet, meters).into_iter().collect();
     let missing = |what: &str, id: &str| ApiError::not_found(format!("no {what} {id}"));
     let mut entities: Option<BTreeSet<EntityId>> = None;
     let mut narrow = |set: BTreeSet<EntityId>| {
@@ -74,12 +73,12 @@ pub(super) async fn latest(
         let id: SiteId = text.parse()?;
         check_site(&access, id)?;
         fleet.site(id).ok_or_else(|| missing("site", text))?;
-        narrow(with_sources(fleet.site_meters(id)));
+        narrow(entities_of(fleet.site_meters(id)));
     }
     if let Some(text) = &params.meter_id {
         let id: EntityId = text.parse()?;
         fleet.meter(id).filter(|m| access.allows_site(m.site_id)).ok_or_else(|| missing("meter", text))?;
-        narrow(with_sources(fleet.subtree(id)));
+        narrow(entities_of(fleet.subtree(id)));
     }
     if let Some(text) = &params.entity_id {
         let id: EntityId = text.parse()?;

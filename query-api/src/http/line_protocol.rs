@@ -4,7 +4,7 @@ use axum::{
     Extension,
     body::Body,
     extract::{RawQuery, State},
-    http::{HeaderMap, HeaderValue, StatusCode},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
@@ -52,47 +52,30 @@ struct Params {
     _no_sync: Option<String>,
 }
 
-/// `POST /write` (InfluxDB 1).
-pub(super) async fn write_v1(
+/// `POST /write`, `/api/v2/write` and `/api/v3/write_lp`: they differ in how they word their errors.
+pub(super) async fn write(
     State(app): State<App>,
     Extension(access): Extension<Access>,
-    RawQuery(query): RawQuery,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    respond(Shape::V1, write(&app, access, query, &headers, body).await)
+    let shape = match uri.path() {
+        "/write" => Shape::V1,
+        "/api/v3/write_lp" => Shape::V3,
+        _ => Shape::V2,
+    };
+    respond(shape, store(&app, access, uri.query(), &headers, body).await)
 }
 
-/// `POST /api/v2/write` (InfluxDB 2).
-pub(super) async fn write_v2(
-    State(app): State<App>,
-    Extension(access): Extension<Access>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    respond(Shape::V2, write(&app, access, query, &headers, body).await)
-}
-
-/// `POST /api/v3/write_lp` (InfluxDB 3).
-pub(super) async fn write_v3(
-    State(app): State<App>,
-    Extension(access): Extension<Access>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    respond(Shape::V3, write(&app, access, query, &headers, body).await)
-}
-
-async fn write(
+async fn store(
     app: &App,
     access: Access,
-    query: Option<String>,
+    query: Option<&str>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<IngestReport> {
-    let params: Params = read_query(query.as_deref(), &[])?;
+    let params: Params = read_query(query, &[])?;
     let precision = params.precision.as_deref().map(str::parse::<TimePrecision>).transpose()?;
     let (body, _held) = read_body(app, headers, body).await?;
     let request = IngestRequest {

@@ -2,10 +2,8 @@
 
 use axum::{
     Extension,
-    body::Bytes,
-    extract::{Path, RawQuery, State},
-    http::StatusCode,
-    response::{IntoResponse, Response},
+    extract::{RawQuery, State},
+    response::Response,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,11 +12,46 @@ use wattlake_catalog::{Access, EntityId, Fleet, Meter, MeterDraft, SiteId};
 use super::{
     App,
     auth::check_site,
-    listing::{merge_patch, page},
-    measurements::refuse_readings,
-    reply::{created, json_response, read_flag, read_json, read_query, read_value},
+    listing::page,
+    reply::{json_response, read_flag, read_query},
+    resource::{Resource, with_sources},
 };
 use crate::error::{ApiError, Result};
+
+/// Meters.
+pub(super) struct Meters;
+
+impl Resource for Meters {
+    type Id = EntityId;
+    type Stored = Meter;
+    type Draft = MeterDraft;
+
+    fn find(app: &App, access: &Access, id: EntityId) -> Result<Meter> {
+        let meter = app.engine.catalog().fleet().meter(id).cloned();
+        let meter = meter.filter(|meter| access.allows_site(meter.site_id));
+        meter.ok_or_else(|| ApiError::not_found(format!("no meter {id}")))
+    }
+
+    fn check_place(_: &App, access: &Access, draft: &MeterDraft) -> Result<()> {
+        check_site(access, draft.site_id)
+    }
+
+    async fn create(app: &App, draft: MeterDraft) -> Result<Meter> {
+        Ok(app.engine.catalog().create_meter(&draft).await?)
+    }
+
+    async fn update(app: &App, id: EntityId, draft: MeterDraft) -> Result<Meter> {
+        Ok(app.engine.catalog().update_meter(id, &draft).await?)
+    }
+
+    async fn delete(app: &App, id: EntityId, cascade: bool) -> Result<()> {
+        Ok(app.engine.catalog().delete_meter(id, cascade).await?)
+    }
+
+    fn entities(fleet: &Fleet, id: EntityId) -> Vec<EntityId> {
+        with_sources(fleet, fleet.subtree(id))
+    }
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -59,80 +92,4 @@ fn subtree(fleet: &Fleet, id: EntityId) -> Value {
         fleet.sources_of(id).iter().filter_map(|id| fleet.source(*id)).map(|s| json!(s)).collect();
     node["children"] = fleet.children(id).iter().map(|child| subtree(fleet, *child)).collect();
     node
-}
-
-/// `POST /api/meters`.
-pub(super) async fn create(
-    State(app): State<App>,
-    Extension(access): Extension<Access>,
-    body: Bytes,
-) -> Result<Response> {
-    let draft: MeterDraft = read_json(&body)?;
-    check_site(&access, draft.site_id)?;
-    Ok(created(&app.engine.catalog().create_meter(&draft).await?))
-}
-
-/// `GET /api/meters/{id}`.
-pub(super) async fn show(
-    State(app): State<App>,
-    Extension(access): Extension<Access>,
-    Path(id): Path<String>,
-) -> Result<Response> {
-    Ok(json_response(&find(&app, &access, id.parse()?)?))
-}
-
-/// `PATCH /api/meters/{id}`: the fields of the body replace those stored, `null` clears one.
-pub(super) async fn change(
-    State(app): State<App>,
-    Extension(access): Extension<Access>,
-    Path(id): Path<String>,
-    body: Bytes,
-) -> Result<Response> {
-    let id: EntityId = id.parse()?;
-    let stored = find(&app, &access, id)?;
-    let patch: Value = read_json(&body)?;
-    if patch.get("id").is_some_and(|patched| patched.as_str() != Some(&id.to_string())) {
-        return Err(ApiError::invalid("id: cannot be changed"));
-    }
-    let mut merged = serde_json::to_value(MeterDraft::from(&stored))
-        .map_err(|error| ApiError::internal(format!("a meter cannot be written as JSON: {error}")))?;
-    merge_patch(&mut merged, patch);
-    let draft: MeterDraft = read_value(merged)?;
-    check_site(&access, draft.site_id)?;
-    Ok(json_response(&app.engine.catalog().update_meter(id, &draft).await?))
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RemoveParams {
-    cascade: Option<String>,
-}
-
-/// `DELETE /api/meters/{id}`: 409 while it still has children or readings, unless `?cascade=true`.
-pub(super) async fn remove(
-    State(app): State<App>,
-    Extension(access): Extension<Access>,
-    Path(id): Path<String>,
-    RawQuery(query): RawQuery,
-) -> Result<Response> {
-    let id: EntityId = id.parse()?;
-    let params: RemoveParams = read_query(query.as_deref(), &[])?;
-    let cascade = read_flag("cascade", params.cascade.as_deref())?;
-    find(&app, &access, id)?;
-    let fleet = app.engine.catalog().fleet();
-    let meters = fleet.subtree(id);
-    let entities =
-        meters.iter().flat_map(|m| [*m].into_iter().chain(fleet.sources_of(*m).to_vec())).collect::<Vec<_>>();
-    if !cascade {
-        refuse_readings(&app, &entities).await?;
-    }
-    app.engine.catalog().delete_meter(id, cascade).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-fn find(app: &App, access: &Access, id: EntityId) -> Result<Meter> {
-    let meter = app.engine.catalog().fleet().meter(id).cloned();
-    meter
-        .filter(|meter| access.allows_site(meter.site_id))
-        .ok_or_else(|| ApiError::not_found(format!("no meter {id}")))
 }
