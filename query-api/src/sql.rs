@@ -10,5 +10,5 @@ pub(crate) use functions::measurement_id;
 pub(crate) use guard::parse_query;
 pub(crate) use schema::WattlakeSchema;
 
-/// A panicking value never reaches SQL: the address under which the archive's objects are registered.
+/// The address under which the archive's objects are registered.
 pub(crate) const ARCHIVE_URL: &str = "wattlake://archive/";

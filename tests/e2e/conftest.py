@@ -1,7 +1,6 @@
 """Starts the real server (and Postgres, and an S3 server) for each test that asks for one."""
 
 import contextlib
-import json
 import os
 import pathlib
 import pwd

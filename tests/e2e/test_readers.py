@@ -80,7 +80,7 @@ def run(server, db_of, seed):
     compare(server, db)
     assert db.sql("SELECT count(*) FROM lake.measurements").fetchone()[0] == len(model)
     # An earlier snapshot is still what it was.
-    db.sql("SELECT count(*) FROM lake.measurements AT (VERSION => 2)")
+    assert db.sql("SELECT count(*) FROM lake.measurements AT (VERSION => 2)").fetchall() == [(200,)]
     db.close()
     # The same after a restart and after the end.
     server.stop()

@@ -188,15 +188,19 @@ pub(super) async fn read(
     let limit = read_limit(params.limit.as_deref())?;
     let mut conditions = Vec::new();
     let mut values = Vec::new();
-    let mut add = |condition: &str, value: ScalarValue| {
-        values.push(value);
-        conditions.push(condition.replace('?', &format!("${}", values.len())));
+    let mut add = |condition: &str, parameters: Vec<ScalarValue>| {
+        let mut condition = condition.to_owned();
+        for value in parameters {
+            values.push(value);
+            condition = condition.replacen('?', &format!("${}", values.len()), 1);
+        }
+        conditions.push(condition);
     };
     if let Some(id) = &params.entity_id {
-        add("entity_id = ?", ScalarValue::from(id.parse::<EntityId>()?.to_string()));
+        add("entity_id = ?", vec![id.parse::<EntityId>()?.to_string().into()]);
     }
     if let Some(metric) = &params.metric {
-        add("metric = ?", ScalarValue::from(metric.as_str()));
+        add("metric = ?", vec![metric.as_str().into()]);
     }
     let zone = TimeZone::get(&app.engine.settings().time_zone.0).unwrap_or(TimeZone::UTC);
     let time = |micros: i64| ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into()));
@@ -205,7 +209,7 @@ pub(super) async fn read(
     {
         if let Some(text) = text {
             let at = parse_instant(name, text, &zone, Timestamp::now())?;
-            add(condition, time(at.as_microsecond()));
+            add(condition, vec![time(at.as_microsecond())]);
         }
     }
     // The cursor is the key of the last row: its time, entity and metric.
@@ -214,21 +218,13 @@ pub(super) async fn read(
         let (micros, rest) = cursor.split_once('/').ok_or_else(invalid)?;
         let (entity, metric) = rest.split_once('/').ok_or_else(invalid)?;
         let micros: i64 = micros.parse().map_err(|_| invalid())?;
-        add("timestamp >= ?", time(micros));
-        add("(timestamp > ?", time(micros));
-        add("entity_id > ?", ScalarValue::from(entity));
-        add("entity_id = ?", ScalarValue::from(entity));
-        add("metric > ?))", ScalarValue::from(metric));
+        add("timestamp >= ?", vec![time(micros)]);
+        add(
+            "(timestamp > ? OR entity_id > ? OR (entity_id = ? AND metric > ?))",
+            vec![time(micros), entity.into(), entity.into(), metric.into()],
+        );
     }
-    let mut condition = conditions.join(" AND ");
-    if params.cursor.is_some() {
-        // The last four conditions are one lexicographic comparison.
-        let mut parts = conditions.clone();
-        let [after_time, after_entity, same_entity, after_metric] =
-            parts.split_off(parts.len() - 4).try_into().map_err(|_| ApiError::internal("cursor"))?;
-        parts.push(format!("{after_time} OR {after_entity} OR ({same_entity} AND {after_metric}"));
-        condition = parts.join(" AND ");
-    }
+    let condition = conditions.join(" AND ");
     let filter = if condition.is_empty() { String::new() } else { format!("WHERE {condition}") };
     let mut request = SqlRequest::new(
         format!(

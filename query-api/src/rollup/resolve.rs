@@ -31,7 +31,7 @@ pub(crate) fn resolve(
     has_readings: impl Fn(EntityId) -> bool,
 ) -> Vec<Contribution> {
     let mut found = Vec::new();
-    let tree = Tree { fleet, mode, has_readings: &has_readings };
+    let tree = Tree { fleet, has_readings: &has_readings };
     for root in roots {
         match mode {
             Mode::Auto => tree.auto(*root, &BTreeSet::new(), &mut found),
@@ -46,7 +46,6 @@ pub(crate) fn resolve(
 
 struct Tree<'a, F> {
     fleet: &'a Fleet,
-    mode: Mode,
     has_readings: &'a F,
 }
 
@@ -67,7 +66,6 @@ impl<F: Fn(EntityId) -> bool> Tree<'_, F> {
 
     /// `covered` holds the categories that a node above already counts for.
     fn auto(&self, id: EntityId, covered: &BTreeSet<Category>, found: &mut Vec<Contribution>) {
-        debug_assert_eq!(self.mode, Mode::Auto);
         let Some(meter) = self.fleet.meter(id) else { return };
         let mut covered = covered.clone();
         if !covered.contains(&meter.category) {
