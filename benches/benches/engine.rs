@@ -1,16 +1,21 @@
-//! Where the time of a reading goes: decoding, the log, flush, looking up late rows.
+//! Where the time of a reading goes: decoding, the log, flush, looking up late rows, and being read again.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should say so and stop")]
 
 use std::{hint::black_box, sync::Arc};
 
+use arrow::{
+    array::{AsArray, RecordBatch},
+    datatypes::Int64Type,
+};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tokio::runtime::Runtime;
 use wattlake_benches::Fleet;
-use wattlake_catalog::Catalog;
+use wattlake_catalog::{Access, Catalog};
 use wattlake_config::{ByteCount, Period, Settings};
 use wattlake_engine::{BodyFormat, Clock, DataDir, Engine, Ingest, IngestRequest, Storage, TimePrecision};
+use wattlake_query_api::{QueryService, SqlRequest};
 
 const FLEET: Fleet = Fleet { devices: 500 };
 const ROWS: u64 = 5_000;
@@ -155,5 +160,42 @@ fn scan_memory(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, write, flush, scan_memory);
+/// SQL over committed files: all rows, one series, a day of all.
+fn scan_files(c: &mut Criterion) {
+    const STORED: u64 = 2_000_000;
+    let bench = Bench::new();
+    for part in 0..STORED / 200_000 {
+        bench.ingest(BodyFormat::LineProtocol, FLEET.lines(part * 200_000, 200_000), false);
+    }
+    bench.runtime.block_on(bench.engine.flush()).unwrap();
+    let queries = QueryService::new(Arc::clone(&bench.engine)).unwrap();
+    let one = bench.engine.catalog().fleet().by_external_id(&Fleet::serial(7)).unwrap();
+    let mut group = c.benchmark_group("scan_files");
+    for (name, rows, condition) in [
+        ("all_rows", STORED, String::new()),
+        ("one_series", STORED / FLEET.devices, format!("WHERE entity_id = '{one}' AND metric = 'power'")),
+        (
+            "one_day",
+            96 * FLEET.devices,
+            "WHERE timestamp >= '2025-01-10T00:00:00Z' AND timestamp < '2025-01-11T00:00:00Z'".to_owned(),
+        ),
+    ] {
+        let query = format!("SELECT count(*), sum(value), max(timestamp) FROM measurements {condition}");
+        group.throughput(Throughput::Elements(rows));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let request = SqlRequest::new(black_box(query.as_str()), &Access::unrestricted());
+                let (_, batches) = bench.runtime.block_on(queries.collect(request)).unwrap();
+                assert_eq!(counted(&batches[0]), rows);
+            });
+        });
+    }
+    group.finish();
+}
+
+fn counted(batch: &RecordBatch) -> u64 {
+    batch.column(0).as_primitive::<Int64Type>().value(0).cast_unsigned()
+}
+
+criterion_group!(benches, decode, write, flush, scan_memory, scan_files);
 criterion_main!(benches);

@@ -4,12 +4,14 @@ mod body;
 mod csv;
 mod json;
 mod line_protocol;
+mod parts;
 mod table;
 mod time;
 
 use std::str::FromStr;
 
-pub use body::{ContentEncoding, decompress, open_file};
+pub use body::{ContentEncoding, decompress};
+pub use parts::{Part, Parts};
 pub use time::{TimePrecision, parse_timestamp};
 
 use crate::{

@@ -26,7 +26,7 @@ pub use archive::{Storage, measurement_schema};
 pub use batch::{Batch, BatchSeries};
 pub use clock::Clock;
 pub use data_dir::DataDir;
-pub use decode::{BodyFormat, ContentEncoding, TimePrecision, decompress, open_file, parse_timestamp};
+pub use decode::{BodyFormat, ContentEncoding, Part, Parts, TimePrecision, decompress, parse_timestamp};
 pub use engine::{Engine, EngineStatus, ReadView};
 pub use error::{Error, ErrorKind, Result};
 pub use ingest::{Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn};

@@ -13,6 +13,7 @@ mod measurements;
 mod meters;
 mod onboarding;
 mod operations;
+mod polling;
 mod reply;
 mod resource;
 mod rollups;
@@ -25,6 +26,7 @@ use std::{
     time::Instant,
 };
 
+use jiff::{Timestamp, tz::TimeZone};
 use metrics_exporter_prometheus::PrometheusHandle;
 use wattlake_engine::{Engine, Ingest};
 
@@ -45,4 +47,15 @@ pub(crate) struct App {
     pub started: Instant,
     /// Bytes of request bodies in work.
     pub inflight_bytes: Arc<AtomicUsize>,
+}
+
+impl App {
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::from_microsecond(self.engine.clock().now_micros()).unwrap_or_default()
+    }
+
+    /// The zone of dates and local times in requests that name none.
+    pub(crate) fn zone(&self) -> TimeZone {
+        TimeZone::get(&self.engine.settings().time_zone.0).unwrap_or(TimeZone::UTC)
+    }
 }

@@ -13,3 +13,4 @@ mod sql;
 mod time;
 
 pub use error::{ApiError, Kind};
+pub use query::{QueryService, SqlRequest};

@@ -53,7 +53,7 @@ const BATCHES_AHEAD: usize = 4;
 
 /// A question in SQL.
 #[derive(Clone, Debug)]
-pub(crate) struct SqlRequest {
+pub struct SqlRequest {
     pub query: String,
     pub params: Vec<ScalarValue>,
     pub as_of: Option<Timestamp>,
@@ -61,14 +61,14 @@ pub(crate) struct SqlRequest {
 }
 
 impl SqlRequest {
-    /// A question of the server itself, without parameters.
-    pub(crate) fn new(query: impl Into<String>, access: &Access) -> Self {
+    /// A question without parameters, about the newest state.
+    pub fn new(query: impl Into<String>, access: &Access) -> Self {
         Self { query: query.into(), params: Vec::new(), as_of: None, access: access.clone() }
     }
 }
 
 /// Answers queries.
-pub(crate) struct QueryService {
+pub struct QueryService {
     engine: Arc<Engine>,
     runtime: Option<Runtime>,
     turns: Arc<Semaphore>,
@@ -101,7 +101,7 @@ impl ObjectStoreRegistry for ArchiveOnly {
 impl QueryService {
     /// # Errors
     /// When the spill directory or the threads cannot be made.
-    pub(crate) fn new(engine: Arc<Engine>) -> Result<Self> {
+    pub fn new(engine: Arc<Engine>) -> Result<Self> {
         let settings = engine.settings().query.clone();
         let spill = spill_dir(&engine)?;
         let disk = DiskManager::builder()
@@ -195,7 +195,10 @@ impl QueryService {
     }
 
     /// Runs a query and collects its rows.
-    pub(crate) async fn collect(&self, request: SqlRequest) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+    ///
+    /// # Errors
+    /// Anything that is not one readable query, or goes beyond the limits of one.
+    pub async fn collect(&self, request: SqlRequest) -> Result<(SchemaRef, Vec<RecordBatch>)> {
         let mut stream = self.sql(request).await?;
         let mut batches = Vec::new();
         while let Some(batch) = stream.next().await {

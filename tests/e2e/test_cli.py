@@ -110,6 +110,30 @@ def test_import_of_real_solar_sites(server, tmp_path):
     assert {r["bucketStart"][:10]: r["value"] for r in daily} == dict(want)
 
 
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_a_file_is_cut_where_no_row_changes_its_meaning(start, tmp_path, format):
+    """Local times through the end of summer time, cells with line ends, and parts much smaller than the file."""
+    server = start(settings={"ingest.max_body_bytes": "8KiB"} if format == "csv" else {})
+    if format == "csv":
+        at = pd.date_range("2025-10-25", periods=300, freq="15min", tz="Europe/Berlin")
+    else:
+        # The hour that comes twice lies at the 200,000th row, where a part ends.
+        at = pd.date_range(end="2025-10-26T02:15+01:00", periods=50_000, freq="15min").tz_convert("Europe/Berlin")
+        at = at.append(pd.date_range(at[-1], periods=500, freq="15min")[1:])
+    rows = [(m, k, t, float(i)) for i, t in enumerate(at) for m in ("m1", "m2") for k in ("power", "energy")]
+    frame = pd.DataFrame(rows, columns=["meter", "metric", "at", "value"])
+    local = frame.assign(at=frame["at"].dt.tz_localize(None), note='say "hi"\nand, bye')
+    (tmp_path / "map.toml").write_text('timestamp = "at"\nentity = "meter"\ntime_zone = "Europe/Berlin"\n')
+    local.to_csv(tmp_path / "a.csv", index=False) if format == "csv" else local.to_parquet(tmp_path / "a.parquet")
+    done = server.cli("import", str(tmp_path / f"a.{format}"), "--map", str(tmp_path / "map.toml"), "--json")
+    assert json.loads(done.stdout)["report"] == {"accepted": len(frame), "rejected": 0, "errors": [], "registered": 2}
+    got = server.sql("SELECT m.name, r.metric, CAST(r.timestamp AS BIGINT) AS us, r.value FROM measurements r "
+                     "JOIN meters m ON m.id = r.entity_id")
+    micros = frame["at"].dt.tz_convert("UTC").astype("datetime64[us, UTC]").astype("int64")
+    want = set(zip(frame.meter, frame.metric, micros, frame.value))
+    assert len(got) == len(want) and {(r["name"], r["metric"], r["us"], r["value"]) for r in got} == want
+
+
 def test_import_of_other_formats(server, tmp_path):
     site = server.post("/api/onboarding/complete", json={"site": {"name": "S"}, "meters": [{"name": "m", "category": "CONS"}]}).json()
     (m,) = site["meterIds"]

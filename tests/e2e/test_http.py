@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import socket
 import stat
 import uuid
 
+import pytest
 
-from conftest import Server
+from conftest import Server, wait_until
 
 
 def error(r, status, kind, *words):
@@ -241,6 +243,49 @@ def test_overload_is_answered_429(start):
     server = start(settings={"ingest.max_inflight_bytes": "1000B"})
     r = server.post("/api/v2/write", params={"bucket": "b"}, data="x" * 5000)
     assert r.status_code == 429 and "Retry-After" in r.headers, r.text
+
+
+def test_connections_beyond_the_limit_wait(start):
+    server = start(settings={"http.max_connections": "2"})
+    ask = b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n"
+    opened = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(3)]
+    for connection in opened[:2]:
+        connection.sendall(ask)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    opened[2].sendall(ask)
+    opened[2].settimeout(1)
+    with pytest.raises(TimeoutError):
+        opened[2].recv(4096)
+    opened[0].close()
+    opened[2].settimeout(30)
+    assert opened[2].recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_queries_beyond_the_limit_are_answered_429(start):
+    server = start(settings={"query.max_concurrent": "1", "query.max_rows": "1000000000"})
+    with server.get("/api/sql?format=csv&q=SELECT * FROM generate_series(1, 500000000)", stream=True) as endless:
+        chunks = endless.iter_content(100)
+        assert next(chunks)
+        error(server.get("/api/sql?q=SELECT 1"), 429, "overloaded", "query.max_concurrent")
+    wait_until(lambda: server.get("/api/sql?q=SELECT 1").status_code == 200, "the end of the abandoned query")
+
+
+def test_a_source_says_why_it_cannot_be_polled(server, fleet):
+    path = f"/api/energy-sources/{fleet.inv1}"
+    tested = server.post(path + "/test").json()
+    assert tested["connectionStatus"] == "not_configured" and "metadata.apiProvider" in tested["message"]
+    patch = {"metadata": {"useAPI": True, "apiProvider": "acme", "apiKey": "hunter2"}}
+    assert server.request("PATCH", path, json=patch).status_code == 200
+    tested = server.post(path + "/test").json()
+    assert tested["connectionStatus"] == "unsupported" and "acme" in tested["message"]
+    kept = server.get(path).json()["metadata"]
+    assert kept == patch["metadata"] | {"apiKey": "***"} | {k: tested[k] for k in ("connectionStatus", "lastTested")}
+    error(server.post(path + "/poll"), 422, "unprocessable", "acme")
+    error(server.post(path + "/backfill", json={"from": "2026-01-01", "to": "2026-02-01"}), 422, "unprocessable", "acme")
+    error(server.post(path + "/backfill", json={"from": "2026-02-01", "to": "2026-01-01"}), 400, "invalid", "not before")
+    error(server.post(path + "/backfill", json={"from": "2026-02-01"}), 400, "invalid", "to")
+    assert server.get("/api/jobs").json() == []
+    error(server.get("/api/jobs/1"), 404, "not_found", "1")
 
 
 def test_every_route_asks_for_its_scope(server):

@@ -1,6 +1,9 @@
 //! Compressed bodies, decoded as a stream up to an absolute limit.
 
-use std::{io::Read, str::FromStr};
+use std::{
+    io::{BufRead, BufReader, Read},
+    str::FromStr,
+};
 
 use bytes::Bytes;
 
@@ -65,24 +68,15 @@ fn too_large(limit: usize) -> Error {
     )
 }
 
-/// Opens a file for reading, decompressing gzip and zstd by their first bytes.
+/// Reads a file, decompressing gzip and zstd by their first bytes.
 ///
 /// # Errors
-/// When the file cannot be opened or read.
-pub fn open_file(path: &std::path::Path) -> Result<Box<dyn std::io::BufRead + Send>> {
-    use std::io::{BufRead, BufReader};
-    let failed = |error: &std::io::Error| Error::io("read", path, error);
-    let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let head = reader.fill_buf().map_err(|error| failed(&error))?;
-    Ok(match head {
-        [0x1f, 0x8b, ..] => {
-            Box::new(BufReader::with_capacity(1 << 20, flate2::bufread::MultiGzDecoder::new(reader)))
-        }
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(reader).map_err(|error| failed(&error))?;
-            Box::new(BufReader::with_capacity(1 << 20, decoder))
-        }
+/// When the first bytes cannot be read.
+pub(super) fn decompressed(source: impl Read + Send + 'static) -> std::io::Result<Box<dyn Read + Send>> {
+    let mut reader = BufReader::with_capacity(1 << 20, source);
+    Ok(match reader.fill_buf()? {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::stream::read::Decoder::with_buffer(reader)?),
         _ => Box::new(reader),
     })
 }

@@ -36,9 +36,7 @@ pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) -> Resu
         .map_err(|_| Error::invalid("the header row is not valid UTF-8"))?;
     let plan = TablePlan::new(&header, mapping)?;
     let columns = Columns::new(&plan, &header);
-    let zone = mapping.and_then(|m| m.time_zone.as_deref());
-    let format = mapping.and_then(|m| m.time_format.as_deref());
-    let mut times = TimeReader::new(request.precision, zone, format)?;
+    let mut times = TimeReader::new(request)?;
     let mut row = 0;
     while read(&mut reader, &mut record)? {
         if record.len() == 1 && record[0].is_empty() {
@@ -112,8 +110,10 @@ fn decode_row(
         None => plan.entity_name.as_deref().unwrap_or_default(),
     };
     let entity_type = optional(columns.entity_type)?;
-    let series = collector.structured_entity(entity, entity_type)?;
-    let ts = times.read(cell(columns.timestamp)?, series).map_err(|message| ("invalid", message))?;
+    let entity_slot = collector.structured_entity(entity, entity_type)?;
+    let metric = columns.long.map_or(Ok(""), |(metric, ..)| cell(metric))?;
+    let ts =
+        times.read(cell(columns.timestamp)?, entity_slot, metric).map_err(|message| ("invalid", message))?;
     let metadata = optional(columns.metadata)?;
     if metadata.is_some_and(|text| serde_json::from_str::<serde_json::Map<_, _>>(text).is_err()) {
         return Err(("invalid", "metadata: a JSON object".to_owned()));
@@ -122,14 +122,13 @@ fn decode_row(
         entity,
         entity_type,
         ts,
-        metric: "",
+        metric,
         value: 0.0,
         unit: None,
         quality: optional(columns.quality)?,
         metadata,
     };
-    if let Some((metric, value, unit)) = columns.long {
-        reading.metric = cell(metric)?;
+    if let Some((_, value, unit)) = columns.long {
         reading.value = number(cell(value)?)?;
         reading.unit = optional(unit)?;
         collector.push(row, &reading);

@@ -9,7 +9,7 @@ use arrow::{
 };
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use super::time::TimeReader;
+use super::time::{LocalClock, TimeReader};
 use crate::{
     Error, ErrorKind, Result,
     ingest::{Collector, IngestRequest, RawReading, TableMapping, ValueColumn},
@@ -150,9 +150,7 @@ struct TableDecoder<'a> {
 impl<'a> TableDecoder<'a> {
     fn new(request: &'a IngestRequest) -> Result<Self> {
         let mapping = request.mapping.as_deref();
-        let zone = mapping.and_then(|m| m.time_zone.as_deref());
-        let format = mapping.and_then(|m| m.time_format.as_deref());
-        Ok(Self { mapping, times: TimeReader::new(request.precision, zone, format)?, row: 0 })
+        Ok(Self { mapping, times: TimeReader::new(request)?, row: 0 })
     }
 
     fn decode(&mut self, batch: &RecordBatch, collector: &mut Collector) -> Result<()> {
@@ -205,7 +203,9 @@ impl<'a> TableDecoder<'a> {
                     continue;
                 }
             };
-            let ts = match time.read(i, &mut self.times, slot) {
+            // A long table has one reading a row, so that its metric tells the series; a wide one has one time a row.
+            let metric = cell(readings.first().and_then(|only| only.metrics.as_ref()), i).unwrap_or_default();
+            let ts = match time.read(i, &mut self.times, slot, metric) {
                 Ok(ts) => ts,
                 Err(message) => {
                     collector.refuse(row, "invalid", message);
@@ -253,7 +253,7 @@ fn cell(array: Option<&StringArray>, i: usize) -> Option<&str> {
 }
 
 /// A time column in one of the forms that files have.
-enum TimeColumn {
+pub(super) enum TimeColumn {
     Instant(ArrayRef),
     Local(ArrayRef),
     Text(StringArray),
@@ -261,7 +261,7 @@ enum TimeColumn {
 }
 
 impl TimeColumn {
-    fn new(name: &str, array: &ArrayRef) -> Result<Self> {
+    pub(super) fn new(name: &str, array: &ArrayRef) -> Result<Self> {
         let cast = |to: &DataType| {
             arrow::compute::cast(array, to)
                 .map_err(|error| Error::invalid(format!("column `{name}` is not a time: {error}")))
@@ -278,23 +278,40 @@ impl TimeColumn {
         }
     }
 
-    fn read(&self, i: usize, times: &mut TimeReader, series: u32) -> Result<i64, String> {
-        let is_null = match self {
+    fn is_null(&self, i: usize) -> bool {
+        match self {
             Self::Instant(array) | Self::Local(array) | Self::Number(array) => array.is_null(i),
             Self::Text(array) => array.is_null(i),
-        };
-        if is_null {
+        }
+    }
+
+    fn read(&self, i: usize, times: &mut TimeReader, entity: u32, metric: &str) -> Result<i64, String> {
+        if self.is_null(i) {
             return Err("timestamp is null".to_owned());
         }
         match self {
             Self::Instant(array) => Ok(array.as_primitive::<TimestampMicrosecondType>().value(i)),
             Self::Local(array) => {
-                times.read_naive(array.as_primitive::<TimestampMicrosecondType>().value(i), series)
+                times.read_naive(array.as_primitive::<TimestampMicrosecondType>().value(i), entity, metric)
             }
             Self::Number(array) => {
-                times.read(&array.as_primitive::<Int64Type>().value(i).to_string(), series)
+                times.read(&array.as_primitive::<Int64Type>().value(i).to_string(), entity, metric)
             }
-            Self::Text(array) => times.read(array.value(i), series),
+            Self::Text(array) => times.read(array.value(i), entity, metric),
+        }
+    }
+
+    /// Whether row `i` has a local time that the clock shows twice.
+    pub(super) fn is_repeated(&self, i: usize, clock: &LocalClock) -> bool {
+        if self.is_null(i) {
+            return false;
+        }
+        match self {
+            Self::Instant(_) | Self::Number(_) => false,
+            Self::Local(array) => {
+                clock.is_repeated_naive(array.as_primitive::<TimestampMicrosecondType>().value(i))
+            }
+            Self::Text(array) => clock.is_repeated(array.value(i)),
         }
     }
 }

@@ -2,14 +2,17 @@
 
 use std::str::FromStr;
 
-use ahash::{HashMap, HashMapExt};
+use ahash::{HashMap, HashMapExt, RandomState};
 use jiff::{
     Timestamp,
     civil::DateTime,
     tz::{AmbiguousOffset, TimeZone},
 };
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    ingest::{IngestRequest, TableMapping},
+};
 
 /// The unit of a numeric timestamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,46 +98,98 @@ pub fn parse_timestamp(text: &str, precision: Option<TimePrecision>) -> Result<i
     }
 }
 
-/// Reads the times of a table, including local ones.
-pub(crate) struct TimeReader {
-    precision: Option<TimePrecision>,
-    zone: Option<TimeZone>,
+/// The wall clock that a mapping names: reads local times, and knows those that autumn shows twice.
+#[derive(Debug)]
+pub(super) struct LocalClock {
+    zone: TimeZone,
+    /// strftime pattern.
     format: Option<String>,
+}
+
+impl LocalClock {
+    /// The clock of a mapping that names a zone.
+    pub(super) fn of(mapping: Option<&TableMapping>) -> Result<Option<Self>> {
+        let Some((zone, format)) = mapping.and_then(|m| Some((m.time_zone.as_deref()?, &m.time_format)))
+        else {
+            return Ok(None);
+        };
+        let zone = TimeZone::get(zone).map_err(|error| Error::invalid(format!("time_zone: {error}")))?;
+        Ok(Some(Self { zone, format: format.clone() }))
+    }
+
+    /// A text of the mapping's pattern, or `YYYY-MM-DD HH:MM:SS`.
+    fn parse(&self, text: &str) -> Result<DateTime, String> {
+        match &self.format {
+            Some(format) => DateTime::strptime(format, text)
+                .map_err(|_| format!("time `{text}` does not match the pattern `{format}`")),
+            None => text.parse().map_err(|_| format!("time `{text}` is not of the form YYYY-MM-DD HH:MM:SS")),
+        }
+    }
+
+    /// Whether the text is a local time that the clock shows twice.
+    pub(super) fn is_repeated(&self, text: &str) -> bool {
+        let text = text.trim();
+        let is_local = self.format.is_some() || text.parse::<Timestamp>().is_err();
+        is_local && self.parse(text).is_ok_and(|local| self.repeats(local))
+    }
+
+    /// Whether the clock shows a local time twice, given as microseconds since 1970 without a zone.
+    pub(super) fn is_repeated_naive(&self, micros: i64) -> bool {
+        naive(micros).is_ok_and(|local| self.repeats(local))
+    }
+
+    fn repeats(&self, local: DateTime) -> bool {
+        matches!(self.zone.to_ambiguous_timestamp(local).offset(), AmbiguousOffset::Fold { .. })
+    }
+}
+
+fn naive(micros: i64) -> Result<DateTime, String> {
+    let time = Timestamp::from_microsecond(micros).map_err(|error| error.to_string())?;
+    Ok(TimeZone::UTC.to_datetime(time))
+}
+
+/// Reads the times of a table, including local ones.
+pub(super) struct TimeReader {
+    precision: Option<TimePrecision>,
+    clock: Option<LocalClock>,
     /// The last instant of each series, to tell the two passes of the hour that autumn repeats.
-    last: HashMap<u32, i64>,
+    last: HashMap<u64, i64>,
+    hasher: RandomState,
 }
 
 impl TimeReader {
-    pub(crate) fn new(
-        precision: Option<TimePrecision>,
-        zone: Option<&str>,
-        format: Option<&str>,
-    ) -> Result<Self> {
-        let zone = zone
-            .map(TimeZone::get)
-            .transpose()
-            .map_err(|error| Error::invalid(format!("time_zone: {error}")))?;
-        Ok(Self { precision, zone, format: format.map(str::to_owned), last: HashMap::new() })
+    pub(super) fn new(request: &IngestRequest) -> Result<Self> {
+        let clock = LocalClock::of(request.mapping.as_deref())?;
+        Ok(Self { precision: request.precision, clock, last: HashMap::new(), hasher: RandomState::new() })
     }
 
-    /// Microseconds since 1970 UTC. `series` is any number that tells the series of a table apart.
-    pub(crate) fn read(&mut self, text: &str, series: u32) -> Result<i64, String> {
-        let Some(zone) = &self.zone else { return parse_timestamp(text, self.precision) };
-        if self.format.is_none()
+    /// Microseconds since 1970 UTC. Entity and metric tell the series of a table apart; the metric is empty in a wide
+    /// one.
+    pub(super) fn read(&mut self, text: &str, entity: u32, metric: &str) -> Result<i64, String> {
+        let Some(clock) = &self.clock else { return parse_timestamp(text, self.precision) };
+        if clock.format.is_none()
             && let Ok(time) = parse_timestamp(text, self.precision)
         {
             return Ok(time);
         }
-        let text = text.trim();
-        let local = match &self.format {
-            Some(format) => DateTime::strptime(format, text)
-                .map_err(|_| format!("time `{text}` does not match the pattern `{format}`"))?,
-            None => text
-                .parse::<DateTime>()
-                .map_err(|_| format!("time `{text}` is not of the form YYYY-MM-DD HH:MM:SS"))?,
+        let local = clock.parse(text.trim())?;
+        self.resolve(local, entity, metric)
+    }
+
+    /// A local time given as microseconds since 1970 without a zone, as Parquet files have it.
+    pub(super) fn read_naive(&mut self, micros: i64, entity: u32, metric: &str) -> Result<i64, String> {
+        self.resolve(naive(micros)?, entity, metric)
+    }
+
+    fn resolve(&mut self, local: DateTime, entity: u32, metric: &str) -> Result<i64, String> {
+        let Some(clock) = &self.clock else {
+            return Err(
+                "timestamps have no time zone; store them as UTC or name the zone in the mapping".to_owned()
+            );
         };
-        let out_of_range = |_| format!("time `{text}` is out of range");
-        let ambiguous = zone.to_ambiguous_timestamp(local);
+        let out_of_range = |_| format!("time {local} is out of range");
+        let ambiguous = clock.zone.to_ambiguous_timestamp(local);
+        let series = self.hasher.hash_one((entity, metric));
         // In order, the first pass of a repeated hour has the summer offset, the second the winter one. A time that
         // spring skips is moved on by the gap.
         let micros = match ambiguous.offset() {
@@ -152,19 +207,31 @@ impl TimeReader {
         self.last.insert(series, micros);
         Ok(micros)
     }
+}
 
-    /// A local time given as microseconds since 1970 without a zone, as Parquet files have it.
-    pub(crate) fn read_naive(&mut self, micros: i64, series: u32) -> Result<i64, String> {
-        if self.zone.is_none() {
-            return Err(
-                "timestamps have no time zone; store them as UTC or name the zone in the mapping".to_owned()
-            );
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a long table the metrics of an entity stand in rows of their own with one time: that is no second pass.
+    #[test]
+    fn the_passes_of_the_repeated_hour_are_told_by_series() {
+        let zone = Some("Europe/Berlin".to_owned());
+        let clock = LocalClock::of(Some(&TableMapping { time_zone: zone, ..TableMapping::default() }));
+        let mut reader = TimeReader {
+            precision: None,
+            clock: clock.unwrap(),
+            last: HashMap::new(),
+            hasher: RandomState::new(),
+        };
+        for offset in ["+02", "+01"] {
+            for time in ["02:00", "02:30"] {
+                for (entity, metric) in [(0, "power"), (0, "energy"), (1, "power")] {
+                    let read = reader.read(&format!("2025-10-26 {time}"), entity, metric).unwrap();
+                    let expected: Timestamp = format!("2025-10-26T{time}{offset}").parse().unwrap();
+                    assert_eq!(read, expected.as_microsecond(), "{time}{offset} {entity} {metric}");
+                }
+            }
         }
-        let time = Timestamp::from_microsecond(micros).map_err(|error| error.to_string())?;
-        let text = TimeZone::UTC.to_datetime(time).to_string();
-        let format = self.format.take();
-        let read = self.read(&text, series);
-        self.format = format;
-        read
     }
 }

@@ -1,6 +1,4 @@
-//! `wattlake import`: files in chunks, straight into the data directory, or through the server that holds it.
-
-mod chunks;
+//! `wattlake import`: files in parts, straight into the data directory, or through the server that holds it.
 
 use std::{
     io::IsTerminal,
@@ -14,10 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::json;
 use wattlake_engine::{
-    BodyFormat, ErrorKind, Ingest, IngestReport, IngestRequest, TableMapping, TimePrecision,
+    BodyFormat, ErrorKind, Ingest, IngestReport, IngestRequest, Part, Parts, TableMapping, TimePrecision,
 };
 
-use self::chunks::{Chunk, Chunks};
 use super::{
     Common, Failure, logging,
     remote::{Remote, RemoteArgs},
@@ -70,7 +67,7 @@ pub(super) struct ImportArgs {
     remote: RemoteArgs,
 }
 
-/// Where chunks go.
+/// Where parts go.
 enum Target {
     Local(Box<server::Open>),
     Remote(Remote),
@@ -175,33 +172,48 @@ async fn import_file(
     body_max: usize,
     total: &mut IngestReport,
 ) -> Result<(), Failure> {
-    let bytes = std::fs::metadata(file)
-        .map_err(|error| Failure::io(format!("cannot read {}: {error}", file.display())))?
-        .len();
+    let unreadable = |error: std::io::Error| Failure::io(format!("cannot read {}: {error}", file.display()));
+    let opened = std::fs::File::open(file).map_err(unreadable)?;
+    let bytes = opened.metadata().map_err(unreadable)?.len();
     let bar = progress(bytes, file);
-    let mut chunks = Chunks::open(file, plan.format, body_max / 2)?;
+    let mapping = plan.mapping.as_deref();
+    let parts = match plan.format {
+        BodyFormat::Parquet => Parts::of_parquet(opened, mapping),
+        // The bar moves with what is read, compressed or not.
+        format => Parts::of_text(bar.wrap_read(opened), format, mapping, body_max / 2),
+    };
+    let named = |error: wattlake_engine::Error| {
+        Failure::from(wattlake_engine::Error::new(
+            error.kind,
+            format!("{}: {}", file.display(), error.message),
+        ))
+    };
+    let mut parts = parts.map_err(named)?;
     // Reading, and the decompression and Parquet decoding that go with it, block.
     loop {
-        let (back, chunk) = tokio::task::spawn_blocking(move || {
-            let chunk = chunks.next();
-            (chunks, chunk)
+        let (back, part) = tokio::task::spawn_blocking(move || {
+            let part = parts.next();
+            (parts, part)
         })
         .await
         .map_err(|error| Failure::failed(format!("reading {} failed: {error}", file.display())))?;
-        chunks = back;
-        let Some(chunk) = chunk? else { break };
-        let report = send(target, plan, &chunk).await?;
+        parts = back;
+        let Some(part) = part else { break };
+        let part = part.map_err(named)?;
+        let report = send(target, plan, &part).await?;
         total.accepted += report.accepted;
         total.rejected += report.rejected;
         total.registered += report.registered;
         total.skipped_fields += report.skipped_fields;
         for mut error in report.errors {
-            error.row += chunk.first_row;
+            error.row += part.first_row;
             error.message = format!("{}: {}", file.display(), error.message);
             total.errors.push(error);
         }
         total.errors.truncate(100);
-        bar.set_position(chunk.position.min(bytes));
+        if let Some(rows) = parts.rows() {
+            bar.set_position(bytes * part.first_row / rows.max(1));
+        }
         bar.set_message(format!("{} readings", total.accepted));
         if bar.is_hidden() {
             tracing::info!(file = %file.display(), accepted = total.accepted, rejected = total.rejected, "importing");
@@ -224,11 +236,11 @@ fn progress(bytes: u64, file: &Path) -> ProgressBar {
     bar
 }
 
-async fn send(target: &Target, plan: &Plan, chunk: &Chunk) -> Result<IngestReport, Failure> {
+async fn send(target: &Target, plan: &Plan, part: &Part) -> Result<IngestReport, Failure> {
     for attempt in 0.. {
         let outcome = match target {
-            Target::Local(open) => send_local(&open.ingest, plan, chunk).await,
-            Target::Remote(remote) => send_remote(remote, plan, chunk).await,
+            Target::Local(open) => send_local(&open.ingest, plan, part).await,
+            Target::Remote(remote) => send_remote(remote, plan, part).await,
         };
         match outcome? {
             Some(report) => return Ok(report),
@@ -240,10 +252,10 @@ async fn send(target: &Target, plan: &Plan, chunk: &Chunk) -> Result<IngestRepor
 }
 
 /// `None`: memory is full, try again.
-async fn send_local(ingest: &Ingest, plan: &Plan, chunk: &Chunk) -> Result<Option<IngestReport>, Failure> {
+async fn send_local(ingest: &Ingest, plan: &Plan, part: &Part) -> Result<Option<IngestReport>, Failure> {
     let request = IngestRequest {
-        format: chunk.format,
-        body: chunk.body.clone(),
+        format: part.format,
+        body: part.body.clone(),
         precision: plan.precision,
         is_atomic: false,
         site: plan.site.clone(),
@@ -261,9 +273,9 @@ async fn send_local(ingest: &Ingest, plan: &Plan, chunk: &Chunk) -> Result<Optio
     }
 }
 
-async fn send_remote(remote: &Remote, plan: &Plan, chunk: &Chunk) -> Result<Option<IngestReport>, Failure> {
+async fn send_remote(remote: &Remote, plan: &Plan, part: &Part) -> Result<Option<IngestReport>, Failure> {
     let mapping = plan.mapping.as_deref().map(|mapping| json!(mapping).to_string());
-    let format = match chunk.format {
+    let format = match part.format {
         BodyFormat::Json => "json",
         BodyFormat::NdJson => "ndjson",
         BodyFormat::Csv => "csv",
@@ -275,11 +287,8 @@ async fn send_remote(remote: &Remote, plan: &Plan, chunk: &Chunk) -> Result<Opti
     query.extend(mapping.map(|mapping| ("mapping", mapping)));
     query.extend(plan.precision.map(|precision| ("precision", precision.as_str().to_owned())));
     query.extend(plan.is_dry_run.then(|| ("dryRun", "true".to_owned())));
-    let request = remote.post("/api/import").query(&query).body(chunk.body.clone());
-    let response = match remote.send(request).await {
-        Err(failure) if failure.message.contains("429") => return Ok(None),
-        other => other?,
-    };
+    let request = remote.post("/api/import").query(&query).body(part.body.clone());
+    let Some(response) = remote.send_or_busy(request).await? else { return Ok(None) };
     let report = response.json().await;
     report
         .map(Some)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use wattlake_config::Settings;
 
 use super::Failure;
@@ -57,17 +57,33 @@ impl Remote {
 
     /// Sends a request; an error of the server becomes a failure in its own words.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        let response = request.send().await.map_err(|error| {
-            Failure::failed(format!("cannot reach the server at {}: {}", self.url, error.without_url()))
-        })?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let text = response.text().await.unwrap_or_default();
-        let message = serde_json::from_str::<serde_json::Value>(&text)
-            .ok()
-            .and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
-        Err(Failure::failed(format!("the server answered {status}: {}", message.unwrap_or(text))))
+        let response = self.exchange(request).await?;
+        if response.status().is_success() { Ok(response) } else { Err(explain(response).await) }
     }
+
+    /// As [`Self::send`]; `None` when the server is too busy and asks to try again.
+    pub(super) async fn send_or_busy(&self, request: RequestBuilder) -> Result<Option<Response>, Failure> {
+        let response = self.exchange(request).await?;
+        match response.status() {
+            StatusCode::TOO_MANY_REQUESTS => Ok(None),
+            status if status.is_success() => Ok(Some(response)),
+            _ => Err(explain(response).await),
+        }
+    }
+
+    async fn exchange(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        request.send().await.map_err(|error| {
+            Failure::failed(format!("cannot reach the server at {}: {}", self.url, error.without_url()))
+        })
+    }
+}
+
+/// The failure that an answer tells of.
+async fn explain(response: Response) -> Failure {
+    let status = response.status();
+    let text = response.text().await.unwrap_or_default();
+    let message = serde_json::from_str::<serde_json::Value>(&text)
+        .ok()
+        .and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
+    Failure::failed(format!("the server answered {status}: {}", message.unwrap_or(text)))
 }

@@ -47,25 +47,3 @@ pub(super) fn add_cursor(response: &mut Response, cursor: &str) {
         response.headers_mut().insert("x-next-cursor", value);
     }
 }
-
-/// Lays the fields of a patch over what is stored, as JSON merge patch (RFC 7396) does.
-pub(super) fn merge_patch(target: &mut serde_json::Value, patch: serde_json::Value) {
-    use serde_json::Value;
-    match patch {
-        Value::Object(patch) => {
-            if !target.is_object() {
-                *target = Value::Object(serde_json::Map::new());
-            }
-            if let Value::Object(target) = target {
-                for (key, value) in patch {
-                    if value.is_null() {
-                        target.remove(&key);
-                    } else {
-                        merge_patch(target.entry(key).or_insert(Value::Null), value);
-                    }
-                }
-            }
-        }
-        other => *target = other,
-    }
-}

@@ -15,7 +15,7 @@ use axum::{
 };
 use datafusion::common::ScalarValue;
 use futures::StreamExt;
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wattlake_catalog::{Access, EntityId};
@@ -202,13 +202,12 @@ pub(super) async fn read(
     if let Some(metric) = &params.metric {
         add("metric = ?", vec![metric.as_str().into()]);
     }
-    let zone = TimeZone::get(&app.engine.settings().time_zone.0).unwrap_or(TimeZone::UTC);
     let time = |micros: i64| ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into()));
     for (name, text, condition) in
         [("from", &params.from, "timestamp >= ?"), ("to", &params.to, "timestamp < ?")]
     {
         if let Some(text) = text {
-            let at = parse_instant(name, text, &zone, Timestamp::now())?;
+            let at = parse_instant(name, text, &app.zone(), app.now())?;
             add(condition, vec![time(at.as_microsecond())]);
         }
     }

@@ -10,12 +10,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use wattlake_catalog::{Access, EntityId, Fleet};
 
 use super::{
     App,
-    listing::merge_patch,
     measurements::refuse_readings,
     reply::{created, json_response, read_flag, read_json, read_query, read_value},
 };
@@ -92,6 +91,27 @@ pub(super) async fn change<R: Resource>(
     let draft: R::Draft = read_value(merged)?;
     R::check_place(&app, &access, &draft)?;
     Ok(json_response(&R::update(&app, id, draft).await?))
+}
+
+/// Lays the fields of a patch over what is stored, as JSON merge patch (RFC 7396) does.
+fn merge_patch(target: &mut Value, patch: Value) {
+    match patch {
+        Value::Object(patch) => {
+            if !target.is_object() {
+                *target = Value::Object(Map::new());
+            }
+            if let Value::Object(target) = target {
+                for (key, value) in patch {
+                    if value.is_null() {
+                        target.remove(&key);
+                    } else {
+                        merge_patch(target.entry(key).or_insert(Value::Null), value);
+                    }
+                }
+            }
+        }
+        other => *target = other,
+    }
 }
 
 #[derive(Debug, Deserialize)]

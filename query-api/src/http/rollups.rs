@@ -7,7 +7,6 @@ use axum::{
     response::Response,
 };
 use futures::stream;
-use jiff::{Timestamp, tz::TimeZone};
 use wattlake_catalog::Access;
 
 use super::{
@@ -28,9 +27,7 @@ pub(super) async fn rollup(
 ) -> Result<Response> {
     let params: RollupParams = read_query(query.as_deref(), &["siteId", "meterId", "entityId"])?;
     let format = OutputFormat::negotiate(params.format.as_deref(), &headers)?;
-    let zone = TimeZone::get(&app.engine.settings().time_zone.0).unwrap_or(TimeZone::UTC);
-    let now = Timestamp::from_microsecond(app.engine.clock().now_micros()).unwrap_or_default();
-    let request = RollupRequest::new(&params, &zone, now)?;
+    let request = RollupRequest::new(&params, &app.zone(), app.now())?;
     let batch = rollup::rollup(&app.queries, &request, &access).await?;
     respond(format, batch.schema(), stream::iter([Ok(batch)])).await
 }

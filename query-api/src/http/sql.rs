@@ -8,7 +8,6 @@ use axum::{
     response::Response,
 };
 use datafusion::common::ScalarValue;
-use jiff::{Timestamp, tz::TimeZone};
 use serde::Deserialize;
 use serde_json::Value;
 use wattlake_catalog::Access;
@@ -73,11 +72,8 @@ pub(super) async fn post(
 }
 
 async fn answer(app: &App, access: Access, body: SqlBody, format: OutputFormat) -> Result<Response> {
-    let as_of = body
-        .as_of
-        .as_deref()
-        .map(|text| parse_instant("asOf", text, &TimeZone::UTC, Timestamp::now()))
-        .transpose()?;
+    let as_of =
+        body.as_of.as_deref().map(|text| parse_instant("asOf", text, &app.zone(), app.now())).transpose()?;
     let params = body.params.into_iter().map(parameter).collect::<Result<_>>()?;
     let stream = app.queries.sql(SqlRequest { query: body.query, params, as_of, access }).await?;
     respond(format, stream.schema(), stream).await

@@ -1,0 +1,80 @@
+//! Parquet files as Arrow streams.
+
+use std::fs::File;
+
+use arrow::{array::RecordBatch, compute::concat_batches, ipc::writer::StreamWriter};
+use bytes::Bytes;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+
+use super::{Part, no_cut};
+use crate::{
+    BodyFormat, Error, Result,
+    decode::{table::TimeColumn, time::LocalClock},
+    ingest::TableMapping,
+};
+
+/// Rows in one part, about.
+const ROWS: usize = 200_000;
+
+pub(super) struct TableParts {
+    reader: ParquetRecordBatchReader,
+    clock: Option<(LocalClock, String)>,
+    /// What comes after the last cut.
+    rest: Option<RecordBatch>,
+    rows: u64,
+    row: u64,
+}
+
+impl TableParts {
+    pub(super) fn new(file: File, mapping: Option<&TableMapping>) -> Result<Self> {
+        let malformed = |error| Error::invalid(format!("this is not a Parquet file: {error}"));
+        // A foreign Arrow schema in the footer is not trusted.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let builder =
+            ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(malformed)?;
+        let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+        let reader = builder.with_batch_size(ROWS).build().map_err(malformed)?;
+        let column = mapping.and_then(|m| m.timestamp.clone()).unwrap_or_else(|| "timestamp".to_owned());
+        let clock = LocalClock::of(mapping)?.map(|clock| (clock, column));
+        Ok(Self { reader, clock, rest: None, rows, row: 0 })
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Part>> {
+        let damaged = |error| Error::invalid(format!("the Parquet file is damaged: {error}"));
+        let Some(batch) = self.reader.next() else { return Ok(None) };
+        let mut batch = batch.map_err(damaged)?;
+        if let Some(rest) = self.rest.take() {
+            batch = concat_batches(&batch.schema(), [&rest, &batch]).map_err(damaged)?;
+        }
+        if self.row + (batch.num_rows() as u64) < self.rows {
+            let cut = self.find_cut(&batch)?;
+            self.rest = Some(batch.slice(cut, batch.num_rows() - cut)).filter(|rest| rest.num_rows() > 0);
+            batch = batch.slice(0, cut);
+        }
+        let mut body = Vec::new();
+        let mut writer = StreamWriter::try_new(&mut body, &batch.schema()).map_err(damaged)?;
+        writer.write(&batch).and_then(|()| writer.finish()).map_err(damaged)?;
+        drop(writer);
+        let first_row = self.row;
+        self.row += batch.num_rows() as u64;
+        Ok(Some(Part { body: Bytes::from(body), format: BodyFormat::ArrowStream, first_row }))
+    }
+
+    /// How many rows come before the last place where the table may be cut.
+    fn find_cut(&self, batch: &RecordBatch) -> Result<usize> {
+        let rows = batch.num_rows();
+        let column =
+            self.clock.as_ref().and_then(|(clock, name)| Some((clock, name, batch.column_by_name(name)?)));
+        let Some((clock, name, column)) = column else { return Ok(rows) };
+        let times = TimeColumn::new(name, column)?;
+        // What the row after this batch says is not known, so the last row starts the next part.
+        let cut = (1..rows).rev().find(|row| !times.is_repeated(*row, clock));
+        cut.ok_or_else(|| no_cut(&format!("{rows} rows")))
+    }
+
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+}

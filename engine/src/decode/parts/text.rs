@@ -1,0 +1,180 @@
+//! CSV, NDJSON and line protocol, cut between records.
+
+use std::io::Read;
+
+use bytes::Bytes;
+use csv::{ByteRecord, ReaderBuilder};
+
+use super::{Part, no_cut};
+use crate::{
+    BodyFormat, Error, Result,
+    decode::{body::decompressed, time::LocalClock},
+    ingest::TableMapping,
+};
+
+/// The longest header row of CSV.
+const HEADER_BYTES_MAX: usize = 1 << 20;
+
+pub(super) struct TextParts {
+    reader: Box<dyn Read + Send>,
+    format: BodyFormat,
+    delimiter: u8,
+    bytes_max: usize,
+    clock: Option<LocalClock>,
+    time_column: String,
+    /// Known from the first part on.
+    header: Option<Header>,
+    /// What comes after the last cut.
+    rest: Vec<u8>,
+    is_done: bool,
+    row: u64,
+}
+
+/// The header row of CSV; empty for other formats.
+#[derive(Default)]
+struct Header {
+    text: Vec<u8>,
+    /// Position of the column with the time, and the clock that it follows.
+    time: Option<(usize, LocalClock)>,
+}
+
+impl TextParts {
+    pub(super) fn new(
+        source: impl Read + Send + 'static,
+        format: BodyFormat,
+        mapping: Option<&TableMapping>,
+        bytes_max: usize,
+    ) -> Result<Self> {
+        if !matches!(format, BodyFormat::Csv | BodyFormat::NdJson | BodyFormat::LineProtocol) {
+            return Err(Error::invalid("a file of text is csv, ndjson or line-protocol"));
+        }
+        Ok(Self {
+            reader: decompressed(source).map_err(unreadable)?,
+            format,
+            delimiter: mapping.and_then(|m| m.delimiter).map_or(b',', |c| c as u8),
+            bytes_max,
+            clock: LocalClock::of(mapping)?,
+            time_column: mapping.and_then(|m| m.timestamp.clone()).unwrap_or_else(|| "timestamp".to_owned()),
+            header: None,
+            rest: Vec::new(),
+            is_done: false,
+            row: 0,
+        })
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Part>> {
+        if self.is_done {
+            return Ok(None);
+        }
+        let mut text = std::mem::take(&mut self.rest);
+        let wanted = self.bytes_max.saturating_sub(text.len()) as u64;
+        self.reader.by_ref().take(wanted).read_to_end(&mut text).map_err(unreadable)?;
+        self.is_done = text.len() < self.bytes_max;
+        if self.header.is_none() {
+            self.header = Some(self.take_header(&mut text)?);
+        }
+        let header = self.header.as_ref().map_or(&[][..], |header| &header.text);
+        if !self.is_done {
+            let cut = self.cut(&text)?;
+            self.rest = text.split_off(cut);
+        }
+        if text.is_empty() && self.row > 0 {
+            return Ok(None);
+        }
+        let first_row = self.row;
+        self.row += self.count_rows(&text);
+        let body = if header.is_empty() { text } else { [header, &text].concat() };
+        Ok(Some(Part { body: Bytes::from(body), format: self.format, first_row }))
+    }
+
+    /// Takes the header row of CSV off the front.
+    fn take_header(&mut self, text: &mut Vec<u8>) -> Result<Header> {
+        if self.format != BodyFormat::Csv {
+            return Ok(Header::default());
+        }
+        if text.starts_with(b"\xef\xbb\xbf") {
+            text.drain(..3);
+        }
+        let mut reader = self.csv(text);
+        let mut record = ByteRecord::new();
+        reader.read_byte_record(&mut record).map_err(malformed)?;
+        let end = usize::try_from(reader.position().byte()).unwrap_or(usize::MAX);
+        if end > HEADER_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "the header row is longer than {HEADER_BYTES_MAX} bytes; is a quote in it not closed?"
+            )));
+        }
+        let time = record.iter().position(|cell| cell.trim_ascii() == self.time_column.as_bytes());
+        let rest = text.split_off(end);
+        let mut text = std::mem::replace(text, rest);
+        if !text.ends_with(b"\n") {
+            // Where lines end in CR LF, the LF is left for the next row.
+            text.push(b'\n');
+        }
+        Ok(Header { text, time: time.zip(self.clock.take()) })
+    }
+
+    fn csv<'a>(&self, text: &'a [u8]) -> csv::Reader<&'a [u8]> {
+        ReaderBuilder::new().delimiter(self.delimiter).flexible(true).has_headers(false).from_reader(text)
+    }
+
+    /// Whether cells may hold line ends.
+    fn has_quotes(&self, text: &[u8]) -> bool {
+        self.format == BodyFormat::Csv && memchr::memchr(b'"', text).is_some()
+    }
+
+    /// Where the rest begins: before the last record, which may not be whole, or an earlier one where the clock asks
+    /// for that.
+    fn cut(&self, text: &[u8]) -> Result<usize> {
+        let starts: Box<dyn Iterator<Item = usize>> = if self.has_quotes(text) {
+            // The first one starts the part.
+            Box::new(self.record_starts(text)?.into_iter().skip(1).rev())
+        } else {
+            Box::new(memchr::memrchr_iter(b'\n', text).map(|i| i + 1))
+        };
+        let Some((column, clock)) = self.header.as_ref().and_then(|header| header.time.as_ref()) else {
+            return starts.into_iter().next().ok_or_else(|| {
+                Error::invalid(format!(
+                    "a row after row {} is longer than {} bytes; is a quote in it not closed?",
+                    self.row, self.bytes_max
+                ))
+            });
+        };
+        let mut record = ByteRecord::new();
+        let mut is_repeated = |start: usize| {
+            let is_read = self.csv(&text[start..]).read_byte_record(&mut record);
+            let cell = record.get(*column).and_then(|cell| std::str::from_utf8(cell).ok());
+            is_read.is_ok() && cell.is_some_and(|cell| clock.is_repeated(cell))
+        };
+        let cut = starts.skip(1).find(|start| !is_repeated(*start));
+        cut.ok_or_else(|| no_cut(&format!("{} bytes", self.bytes_max)))
+    }
+
+    fn record_starts(&self, text: &[u8]) -> Result<Vec<usize>> {
+        let mut reader = self.csv(text);
+        let mut record = ByteRecord::new();
+        let mut starts = Vec::new();
+        while reader.read_byte_record(&mut record).map_err(malformed)? {
+            starts.extend(record.position().and_then(|position| usize::try_from(position.byte()).ok()));
+        }
+        Ok(starts)
+    }
+
+    fn count_rows(&self, text: &[u8]) -> u64 {
+        let lines = text.split(|byte| *byte == b'\n');
+        let rows = match self.format {
+            BodyFormat::LineProtocol => memchr::memchr_iter(b'\n', text).count(),
+            _ if self.has_quotes(text) => self.record_starts(text).map_or(0, |starts| starts.len()),
+            _ => lines.filter(|line| !line.trim_ascii().is_empty()).count(),
+        };
+        rows as u64
+    }
+}
+
+fn unreadable(error: std::io::Error) -> Error {
+    Error::invalid(format!("the file cannot be read: {error}"))
+}
+
+fn malformed(error: csv::Error) -> Error {
+    Error::invalid(format!("this is not valid CSV: {error}"))
+}
