@@ -40,7 +40,7 @@ pub(crate) use stream::ResultStream;
 
 use crate::{
     error::{ApiError, Kind, Result},
-    sql::{WattlakeSchema, parse_query},
+    sql::{KeyOrder, WattlakeSchema, parse_query},
 };
 
 /// How long a query waits for its turn.
@@ -58,12 +58,16 @@ pub struct SqlRequest {
     pub params: Vec<ScalarValue>,
     pub as_of: Option<Timestamp>,
     pub access: Access,
+    /// Whether rows of one metric are asked for in order of entity and time: files are then merged as they stream,
+    /// which takes little memory, instead of read side by side and sorted.
+    pub in_key_order: bool,
 }
 
 impl SqlRequest {
     /// A question without parameters, about the newest state.
     pub fn new(query: impl Into<String>, access: &Access) -> Self {
-        Self { query: query.into(), params: Vec::new(), as_of: None, access: access.clone() }
+        let (params, access) = (Vec::new(), access.clone());
+        Self { query: query.into(), params, as_of: None, access, in_key_order: false }
     }
 }
 
@@ -252,9 +256,13 @@ async fn plan(
         cache_manager: Arc::clone(&shared.cache_manager),
         object_store_registry: Arc::clone(&shared.object_store_registry),
     };
+    let mut config = session_config();
+    if request.in_key_order {
+        config = config.with_extension(Arc::new(KeyOrder));
+    }
     let context = SessionContext::new_with_state(
         SessionStateBuilder::new()
-            .with_config(session_config())
+            .with_config(config)
             .with_runtime_env(Arc::new(environment))
             .with_default_features()
             .build(),

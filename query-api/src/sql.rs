@@ -8,6 +8,7 @@ mod schema;
 
 pub(crate) use functions::measurement_id;
 pub(crate) use guard::parse_query;
+pub(crate) use measurements::KeyOrder;
 pub(crate) use schema::WattlakeSchema;
 
 /// The address under which the archive's objects are registered.

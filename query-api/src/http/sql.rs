@@ -75,7 +75,8 @@ async fn answer(app: &App, access: Access, body: SqlBody, format: OutputFormat) 
     let as_of =
         body.as_of.as_deref().map(|text| parse_instant("asOf", text, &app.zone(), app.now())).transpose()?;
     let params = body.params.into_iter().map(parameter).collect::<Result<_>>()?;
-    let stream = app.queries.sql(SqlRequest { query: body.query, params, as_of, access }).await?;
+    let stream =
+        app.queries.sql(SqlRequest { params, as_of, ..SqlRequest::new(body.query, &access) }).await?;
     respond(format, stream.schema(), stream).await
 }
 

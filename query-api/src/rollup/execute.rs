@@ -186,20 +186,17 @@ async fn read_cells(
     }
     query += " ORDER BY entity_id, timestamp";
     let time = |micros: i64| ScalarValue::TimestampMicrosecond(Some(micros), Some(Arc::from("UTC")));
-    let sql = SqlRequest {
-        query,
-        params: vec![
-            ScalarValue::from(request.metric.as_str()),
-            time(from - reach),
-            time(to.saturating_add(reach).saturating_add(1)),
-        ],
-        as_of: request.as_of,
-        access: access.clone(),
-    };
+    let params = vec![
+        ScalarValue::from(request.metric.as_str()),
+        time(from - reach),
+        time(to.saturating_add(reach).saturating_add(1)),
+    ];
+    let sql =
+        SqlRequest { params, as_of: request.as_of, in_key_order: true, ..SqlRequest::new(query, access) };
     let mut stream = service.sql(sql).await?;
     let mut cells = Cells::new();
     let mut total = 0;
-    let mut current: Option<EntityId> = None;
+    let mut current: Option<(EntityId, String)> = None;
     let mut samples: Vec<Sample> = Vec::new();
     let mut close = |entity: Option<EntityId>, samples: &mut Vec<Sample>| -> Result<()> {
         if let Some(entity) = entity
@@ -226,25 +223,24 @@ async fn read_cells(
     };
     while let Some(batch) = stream.next().await {
         let batch = batch?;
-        let entity = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8);
-        let quality = arrow::compute::cast(batch.column(3), &arrow::datatypes::DataType::Utf8);
-        let (Ok(entity), Ok(quality)) = (entity, quality) else {
-            return Err(ApiError::internal("the rows of a rollup have unexpected types"));
+        let text = |column: usize| {
+            let views = batch.column(column).as_string_view_opt();
+            views.ok_or_else(|| ApiError::internal("the rows of a rollup have unexpected types"))
         };
-        let (entity, quality) = (entity.as_string::<i32>(), quality.as_string::<i32>());
+        let (entity, quality) = (text(0)?, text(3)?);
         let ts = batch.column(1).as_primitive::<TimestampMicrosecondType>();
         let value = batch.column(2).as_primitive::<Float64Type>();
         for i in 0..batch.num_rows() {
-            let id: EntityId = entity.value(i).parse()?;
-            if current != Some(id) {
-                close(current, &mut samples)?;
-                current = Some(id);
+            let id = entity.value(i);
+            if current.as_ref().is_none_or(|(_, known)| known != id) {
+                close(current.map(|(id, _)| id), &mut samples)?;
+                current = Some((id.parse()?, id.to_owned()));
             }
             let quality: Quality = quality.value(i).parse()?;
             samples.push(Sample { ts: ts.value(i), value: value.value(i), quality });
         }
     }
-    close(current, &mut samples)?;
+    close(current.map(|(id, _)| id), &mut samples)?;
     Ok(cells)
 }
 

@@ -24,7 +24,10 @@ use datafusion::{
     },
     error::{DataFusionError, Result},
     logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType},
-    physical_expr::expressions::{InListExpr, col, lit},
+    physical_expr::{
+        LexOrdering, PhysicalSortExpr,
+        expressions::{InListExpr, col, lit},
+    },
     physical_plan::{ExecutionPlan, empty::EmptyExec, filter::FilterExec, union::UnionExec},
 };
 use object_store::ObjectMeta;
@@ -34,6 +37,13 @@ use wattlake_engine::{HotSeries, ReadView, SeriesKey, Storage, measurement_schem
 
 use super::ARCHIVE_URL;
 use crate::error::ApiError;
+
+/// Files that are merged in order at most: each holds buffers of its own.
+const ORDERED_FILES_MAX: usize = 512;
+
+/// An extension of a session: scans declare the order of their files, one partition a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyOrder;
 
 /// The table as one query sees it.
 pub(crate) struct MeasurementsTable {
@@ -62,8 +72,13 @@ impl MeasurementsTable {
         Self { view, schema: Arc::new(arrow::datatypes::Schema::new(fields)), allowed }
     }
 
-    async fn scan_files(&self, state: &dyn Session, range: &KeyRange) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
-        let files: Vec<_> = self.view.manifest.files.iter().filter(|file| range.may_hold(file)).collect();
+    async fn scan_files(
+        &self,
+        state: &dyn Session,
+        files: Vec<&Arc<DataFile>>,
+        range: &KeyRange,
+        ordering: Option<&LexOrdering>,
+    ) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
         if files.is_empty() {
             return Ok(Vec::new());
         }
@@ -75,19 +90,13 @@ impl MeasurementsTable {
                 hidden.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
             partitioned.extend(self.partitioned_file(file, &hidden));
         }
-        let partitions = state.config().target_partitions().max(1);
-        let mut groups: Vec<(u64, Vec<PartitionedFile>)> = vec![(0, Vec::new()); partitions];
-        partitioned.sort_by_key(|file| std::cmp::Reverse(file.object_meta.size));
-        for file in partitioned {
-            if let Some(smallest) = groups.iter_mut().min_by_key(|(bytes, _)| *bytes) {
-                smallest.0 += file.object_meta.size;
-                smallest.1.push(file);
-            }
-        }
-        groups.retain(|(_, files)| !files.is_empty());
-        if groups.is_empty() {
+        if partitioned.is_empty() {
             return Ok(Vec::new());
         }
+        let groups = match ordering {
+            Some(_) => partitioned.into_iter().map(|file| FileGroup::new(vec![file])).collect(),
+            None => balanced(partitioned, state.config().target_partitions()),
+        };
         let store = self.view.storage().object_store();
         let cache = state.runtime_env().cache_manager.get_file_metadata_cache();
         let source = ParquetSource::new(Arc::clone(&self.schema))
@@ -97,7 +106,8 @@ impl MeasurementsTable {
             .with_enable_page_index(true)
             .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, cache)));
         let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(ARCHIVE_URL)?, Arc::new(source))
-            .with_file_groups(groups.into_iter().map(|(_, files)| FileGroup::new(files)).collect())
+            .with_file_groups(groups)
+            .with_output_ordering(ordering.cloned().into_iter().collect())
             .build();
         Ok(vec![DataSourceExec::from_data_source(config)])
     }
@@ -121,6 +131,13 @@ impl MeasurementsTable {
             return Some(partitioned);
         }
         Some(partitioned.with_extension(access_plan(file, hidden)))
+    }
+
+    /// The order of rows in files and of those in memory.
+    fn key_ordering(&self) -> Result<Option<LexOrdering>> {
+        let key = ["metric", "entity_id", "timestamp"];
+        let columns = key.iter().map(|name| Ok(PhysicalSortExpr::new_default(col(name, &self.schema)?)));
+        Ok(LexOrdering::new(columns.collect::<Result<Vec<_>>>()?))
     }
 
     fn hot_batch(&self, range: &KeyRange) -> Result<Option<RecordBatch>> {
@@ -165,6 +182,23 @@ impl MeasurementsTable {
         ];
         Ok(RecordBatch::try_new(Arc::clone(&self.schema), columns)?)
     }
+}
+
+/// Spreads files over partitions of about the same size.
+fn balanced(mut files: Vec<PartitionedFile>, partitions: usize) -> Vec<FileGroup> {
+    let mut groups: Vec<(u64, Vec<PartitionedFile>)> = vec![(0, Vec::new()); partitions.max(1)];
+    files.sort_by_key(|file| std::cmp::Reverse(file.object_meta.size));
+    for file in files {
+        if let Some(smallest) = groups.iter_mut().min_by_key(|(bytes, _)| *bytes) {
+            smallest.0 += file.object_meta.size;
+            smallest.1.push(file);
+        }
+    }
+    groups
+        .into_iter()
+        .filter(|(_, files)| !files.is_empty())
+        .map(|(_, files)| FileGroup::new(files))
+        .collect()
 }
 
 /// Row selections of a file's row groups without the hidden rows.
@@ -229,9 +263,15 @@ impl TableProvider for MeasurementsTable {
         if let Some(allowed) = &self.allowed {
             range.restrict_entities(allowed.clone());
         }
-        let mut parts = self.scan_files(state, &range).await?;
+        let files: Vec<_> = self.view.manifest.files.iter().filter(|file| range.may_hold(file)).collect();
+        let is_ordered =
+            state.config().get_extension::<KeyOrder>().is_some() && files.len() <= ORDERED_FILES_MAX;
+        let ordering = if is_ordered { self.key_ordering()? } else { None };
+        let mut parts = self.scan_files(state, files, &range, ordering.as_ref()).await?;
         if let Some(batch) = self.hot_batch(&range)? {
-            parts.push(MemorySourceConfig::try_new_exec(&[vec![batch]], self.schema(), None)?);
+            let source = MemorySourceConfig::try_new(&[vec![batch]], self.schema(), None)?;
+            let source = source.try_with_sort_information(ordering.into_iter().collect())?;
+            parts.push(DataSourceExec::from_data_source(source));
         }
         let mut plan: Arc<dyn ExecutionPlan> = match parts.len() {
             0 => Arc::new(EmptyExec::new(self.schema())),
