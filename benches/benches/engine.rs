@@ -84,22 +84,24 @@ fn decode(c: &mut Criterion) {
     group.finish();
 }
 
-/// Line protocol to acknowledged: decode, log, fsync, memtable.
-fn write(c: &mut Criterion) {
+/// Readings to acknowledged: decode, log, fsync, memtable. With one reading it is the log and its fsync alone.
+fn wal(c: &mut Criterion) {
     let bench = Bench::new();
-    let mut group = c.benchmark_group("write");
-    group.throughput(Throughput::Elements(ROWS));
+    let mut group = c.benchmark_group("wal");
     let mut from = FLEET.devices;
-    group.bench_function("line_protocol_durable", |b| {
-        b.iter_batched(
-            || {
-                from += ROWS;
-                FLEET.lines(from, ROWS)
-            },
-            |body| bench.ingest(BodyFormat::LineProtocol, body, false),
-            BatchSize::PerIteration,
-        );
-    });
+    for (name, rows) in [("one_reading", 1), ("batch", ROWS)] {
+        group.throughput(Throughput::Elements(rows));
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                || {
+                    from += rows;
+                    FLEET.lines(from, rows)
+                },
+                |body| bench.ingest(BodyFormat::LineProtocol, body, false),
+                BatchSize::PerIteration,
+            );
+        });
+    }
     group.finish();
 }
 
@@ -197,5 +199,5 @@ fn counted(batch: &RecordBatch) -> u64 {
     batch.column(0).as_primitive::<Int64Type>().value(0).cast_unsigned()
 }
 
-criterion_group!(benches, decode, write, flush, scan_memory, scan_files);
+criterion_group!(benches, decode, wal, flush, scan_memory, scan_files);
 criterion_main!(benches);

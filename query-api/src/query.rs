@@ -58,16 +58,17 @@ pub struct SqlRequest {
     pub params: Vec<ScalarValue>,
     pub as_of: Option<Timestamp>,
     pub access: Access,
-    /// Whether rows of one metric are asked for in order of entity and time: files are then merged as they stream,
-    /// which takes little memory, instead of read side by side and sorted.
-    pub in_key_order: bool,
+    /// Rows of one metric in order of entity and time, consumed as they come. Files are merged as they stream, which
+    /// takes little memory, instead of read side by side and sorted; `query.max_rows`, which is about answers, does not
+    /// apply.
+    pub(crate) feeds_rollup: bool,
 }
 
 impl SqlRequest {
     /// A question without parameters, about the newest state.
     pub fn new(query: impl Into<String>, access: &Access) -> Self {
         let (params, access) = (Vec::new(), access.clone());
-        Self { query: query.into(), params, as_of: None, access, in_key_order: false }
+        Self { query: query.into(), params, as_of: None, access, feeds_rollup: false }
     }
 }
 
@@ -147,7 +148,8 @@ impl QueryService {
             ));
         };
         let settings = &self.engine.settings().query;
-        let (limit, rows_max) = (settings.timeout.0, settings.max_rows);
+        let limit = settings.timeout.0;
+        let rows_max = if request.feeds_rollup { u64::MAX } else { settings.max_rows };
         let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
         let (schema_sender, schema) = tokio::sync::oneshot::channel();
         let (engine, memory, shared) =
@@ -257,7 +259,7 @@ async fn plan(
         object_store_registry: Arc::clone(&shared.object_store_registry),
     };
     let mut config = session_config();
-    if request.in_key_order {
+    if request.feeds_rollup {
         config = config.with_extension(Arc::new(KeyOrder));
     }
     let context = SessionContext::new_with_state(
@@ -286,6 +288,8 @@ fn session_config() -> SessionConfig {
         .with_target_partitions(std::thread::available_parallelism().map_or(2, usize::from))
         .set_bool("datafusion.execution.parquet.pushdown_filters", true)
         .set_bool("datafusion.execution.parquet.reorder_filters", true)
+        // Not counted in the pool of a query, and by default 100 MB for each file that is being read.
+        .set_usize("datafusion.execution.parquet.max_predicate_cache_size", 16 << 20)
         .set_str("datafusion.sql_parser.dialect", "postgres")
         .set_str("datafusion.execution.time_zone", "UTC")
         // Our memory limit is smaller than what a sort keeps back for its merge by default.

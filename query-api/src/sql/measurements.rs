@@ -40,6 +40,8 @@ use crate::error::ApiError;
 
 /// Files that are merged in order at most: each holds buffers of its own.
 const ORDERED_FILES_MAX: usize = 512;
+/// Decoded filter columns kept per file while many are merged.
+const ORDERED_CACHE_BYTES: usize = 1 << 20;
 
 /// An extension of a session: scans declare the order of their files, one partition a file.
 #[derive(Clone, Copy, Debug)]
@@ -99,8 +101,12 @@ impl MeasurementsTable {
         };
         let store = self.view.storage().object_store();
         let cache = state.runtime_env().cache_manager.get_file_metadata_cache();
+        let mut options = state.default_table_options().parquet;
+        if ordering.is_some() {
+            options.global.max_predicate_cache_size = Some(ORDERED_CACHE_BYTES);
+        }
         let source = ParquetSource::new(Arc::clone(&self.schema))
-            .with_table_parquet_options(state.default_table_options().parquet)
+            .with_table_parquet_options(options)
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)

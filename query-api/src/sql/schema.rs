@@ -48,6 +48,7 @@ impl WattlakeSchema {
     pub(crate) async fn register(self, context: &SessionContext) -> Result<()> {
         let schema = Arc::new(self);
         context.register_udf(functions::measurement_id_udf());
+        context.register_udf(functions::date_trunc_udf());
         let catalog = context
             .catalog("wattlake")
             .ok_or_else(|| DataFusionError::Internal("the session has no catalog".to_owned()))?;
