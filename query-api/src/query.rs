@@ -33,6 +33,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
 };
+use tokio_util::task::AbortOnDropHandle;
 use wattlake_catalog::Access;
 use wattlake_engine::{Engine, ReadView};
 
@@ -134,6 +135,20 @@ impl QueryService {
         &self.engine
     }
 
+    fn runtime(&self) -> Result<&Runtime> {
+        self.runtime.as_ref().ok_or_else(|| ApiError::new(Kind::Unavailable, "the server is stopping"))
+    }
+
+    /// Does work on the threads of queries; who no longer waits for it stops it.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let task = AbortOnDropHandle::new(self.runtime()?.spawn(work));
+        task.await
+            .map_err(|_| ApiError::internal("the query failed unexpectedly; the server's log says more"))?
+    }
+
     /// Plans and starts a query. The answer's schema is known when this returns; rows follow in the stream.
     ///
     /// # Errors
@@ -154,12 +169,8 @@ impl QueryService {
         let (schema_sender, schema) = tokio::sync::oneshot::channel();
         let (engine, memory, shared) =
             (Arc::clone(&self.engine), settings.memory.as_usize(), Arc::clone(&self.shared));
-        let runtime = self
-            .runtime
-            .as_ref()
-            .ok_or_else(|| ApiError::new(Kind::Unavailable, "the server is stopping"))?;
         let started = Instant::now();
-        let task = runtime.spawn(async move {
+        let task = self.runtime()?.spawn(async move {
             let _turn = turn;
             let mut clock = Allowance { left: limit, limit };
             let planned = clock.spend(plan(engine, request, memory, &shared)).await;

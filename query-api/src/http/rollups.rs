@@ -1,5 +1,7 @@
 //! `GET /api/rollup`.
 
+use std::sync::Arc;
+
 use axum::{
     Extension,
     extract::{RawQuery, State},
@@ -28,6 +30,8 @@ pub(super) async fn rollup(
     let params: RollupParams = read_query(query.as_deref(), &["siteId", "meterId", "entityId"])?;
     let format = OutputFormat::negotiate(params.format.as_deref(), &headers)?;
     let request = RollupRequest::new(&params, &app.zone(), app.now())?;
-    let batch = rollup::rollup(&app.queries, &request, &access).await?;
+    let queries = Arc::clone(&app.queries);
+    let work = async move { rollup::rollup(&queries, &request, &access).await };
+    let batch = app.queries.run(work).await?;
     respond(format, batch.schema(), stream::iter([Ok(batch)])).await
 }
