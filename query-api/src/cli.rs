@@ -74,6 +74,12 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// The same failure with something added to its message.
+    fn with(mut self, more: &str) -> Self {
+        self.message += more;
+        self
+    }
+
     pub(crate) fn failed(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into() }
     }

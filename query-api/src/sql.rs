@@ -3,6 +3,7 @@
 mod catalog_tables;
 mod functions;
 mod guard;
+mod key_range;
 mod measurements;
 mod schema;
 

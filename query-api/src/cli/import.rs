@@ -125,7 +125,11 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
     if let Target::Local(open) = target {
         open.close().await?;
     }
-    outcome?;
+    outcome.map_err(|failure| match total.accepted {
+        0 => failure,
+        n => failure
+            .with(&format!("; {n} readings before it are stored, and importing them again changes nothing")),
+    })?;
     report(&total, &args, started.elapsed());
     match total.rejected {
         0 => Ok(()),

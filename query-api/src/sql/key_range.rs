@@ -1,0 +1,158 @@
+//! What the filters of a query say about the keys of `measurements`, to leave out files and series.
+
+use std::collections::BTreeSet;
+
+use datafusion::{
+    common::ScalarValue,
+    logical_expr::{BinaryExpr, Expr, Operator},
+};
+use wattlake_catalog::{DataFile, EntityId};
+use wattlake_engine::SeriesKey;
+
+/// The keys that may pass the filters: maybe more than do, never fewer.
+#[derive(Clone, Debug)]
+pub(super) struct KeyRange {
+    /// Microseconds since 1970 UTC; `from <= ts < to`.
+    pub from: i64,
+    pub to: i64,
+    metrics: Option<BTreeSet<String>>,
+    entities: Option<BTreeSet<EntityId>>,
+}
+
+impl KeyRange {
+    pub(super) fn of(filters: &[Expr]) -> Self {
+        let mut range = Self { from: i64::MIN, to: i64::MAX, metrics: None, entities: None };
+        filters.iter().for_each(|filter| range.narrow(filter));
+        range
+    }
+
+    fn narrow(&mut self, filter: &Expr) {
+        match filter {
+            Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+                self.narrow(left);
+                self.narrow(right);
+            }
+            Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+                if let (Some(name), Expr::Literal(value, _)) = (column_name(left), &**right) {
+                    self.compare(name, *op, value);
+                } else if let (Expr::Literal(value, _), Some(name)) = (&**left, column_name(right))
+                    && let Some(op) = op.swap()
+                {
+                    self.compare(name, op, value);
+                }
+            }
+            Expr::Between(between) if !between.negated => {
+                if let Some(name) = column_name(&between.expr) {
+                    for (bound, op) in [(&between.low, Operator::GtEq), (&between.high, Operator::LtEq)] {
+                        if let Expr::Literal(value, _) = &**bound {
+                            self.compare(name, op, value);
+                        }
+                    }
+                }
+            }
+            Expr::InList(list) if !list.negated => {
+                let texts: Option<Vec<&str>> = list
+                    .list
+                    .iter()
+                    .map(|item| match item {
+                        Expr::Literal(value, _) => value.try_as_str().flatten(),
+                        _ => None,
+                    })
+                    .collect();
+                if let (Some(name), Some(texts)) = (column_name(&list.expr), texts) {
+                    self.one_of(name, &texts);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn compare(&mut self, column: &str, op: Operator, value: &ScalarValue) {
+        if column == "timestamp" {
+            let Some(micros) = micros(value) else { return };
+            match op {
+                Operator::Eq => {
+                    self.from = self.from.max(micros);
+                    self.to = self.to.min(micros.saturating_add(1));
+                }
+                // A bound finer than a microsecond was rounded: the filter above still decides.
+                Operator::Gt | Operator::GtEq => self.from = self.from.max(micros),
+                Operator::Lt | Operator::LtEq => self.to = self.to.min(micros.saturating_add(1)),
+                _ => {}
+            }
+        } else if op == Operator::Eq
+            && let Some(text) = value.try_as_str().flatten()
+        {
+            self.one_of(column, &[text]);
+        }
+    }
+
+    fn one_of(&mut self, column: &str, texts: &[&str]) {
+        match column {
+            "metric" => {
+                let wanted: BTreeSet<_> = texts.iter().map(|text| (*text).to_owned()).collect();
+                self.metrics = Some(match self.metrics.take() {
+                    Some(known) => known.intersection(&wanted).cloned().collect(),
+                    None => wanted,
+                });
+            }
+            // A text that is no uuid in its usual form equals no entity id.
+            "entity_id" => {
+                self.restrict_entities(texts.iter().filter_map(|text| text.parse().ok()).collect());
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn restrict_entities(&mut self, wanted: BTreeSet<EntityId>) {
+        self.entities = Some(match self.entities.take() {
+            Some(known) => known.intersection(&wanted).copied().collect(),
+            None => wanted,
+        });
+    }
+
+    pub(super) fn wants(&self, key: &SeriesKey) -> bool {
+        self.metrics.as_ref().is_none_or(|metrics| metrics.contains(&*key.metric))
+            && self.entities.as_ref().is_none_or(|entities| entities.contains(&key.entity))
+    }
+
+    pub(super) fn may_hold(&self, file: &DataFile) -> bool {
+        let bounds = &file.bounds;
+        let in_metrics = |metrics: &BTreeSet<String>| {
+            metrics.range(bounds.min_metric.clone()..=bounds.max_metric.clone()).next().is_some()
+        };
+        let in_entities = |entities: &BTreeSet<EntityId>| {
+            let (min, max) = (bounds.min_entity.parse::<EntityId>(), bounds.max_entity.parse::<EntityId>());
+            match (min, max) {
+                (Ok(min), Ok(max)) if min <= max => entities.range(min..=max).next().is_some(),
+                _ => true,
+            }
+        };
+        bounds.max_ts >= self.from
+            && bounds.min_ts < self.to
+            && self.metrics.as_ref().is_none_or(in_metrics)
+            && self.entities.as_ref().is_none_or(in_entities)
+    }
+}
+
+/// The column of an expression, also behind a cast: casts of literals' types keep the order of values.
+fn column_name(expr: &Expr) -> Option<&str> {
+    match expr {
+        Expr::Column(column) => Some(&column.name),
+        Expr::Cast(cast) => match &*cast.expr {
+            Expr::Column(column) if column.name != "timestamp" => Some(&column.name),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn micros(value: &ScalarValue) -> Option<i64> {
+    match value {
+        ScalarValue::TimestampSecond(Some(t), _) => t.checked_mul(1_000_000),
+        ScalarValue::TimestampMillisecond(Some(t), _) => t.checked_mul(1000),
+        ScalarValue::TimestampMicrosecond(Some(t), _) => Some(*t),
+        ScalarValue::TimestampNanosecond(Some(t), _) => Some(t.div_euclid(1000)),
+        _ => None,
+    }
+}
