@@ -78,38 +78,3 @@ def test_arrow_and_parquet_bodies(server, fleet):
     csv = server.get("/api/sql", params={"q": query, "format": "csv"}).text.splitlines()
     assert csv[0] == "timestamp,value" and len(csv) == 4
     assert len(server.get("/api/sql", params={"q": query, "format": "ndjson"}).text.splitlines()) == 3
-
-
-def settings_of_docs():
-    """The mapping rules of docs/writing.md, as they are written there."""
-    import pathlib
-    import re
-
-    text = (pathlib.Path(__file__).parents[2] / "docs" / "writing.md").read_text()
-    rules = re.findall(r"^    (\[\[ingest\.mappings\]\]\n(?:    .+\n)+)", text, re.M)
-    assert len(rules) == 3
-    return "\n".join(rule.replace("\n    ", "\n") for rule in rules)
-
-
-def test_home_assistant_and_telegraf_as_documented(tmp_path, start):
-    """Lines as those two send them, under the rules of the documentation."""
-    (tmp_path / "wattlake.toml").write_text(settings_of_docs())
-    server = start(command=("serve", "--config", str(tmp_path / "wattlake.toml")))
-    meter = {"name": "Inverter", "category": "PROD", "metadata": {"externalId": "inverter-1"}}
-    server.post("/api/onboarding/complete", json={"site": {"name": "S"}, "meters": [meter]})
-    home_assistant = (
-        'W,domain=sensor,entity_id=solar_power value=1250.0,friendly_name_str="Solar Power",device_class_str="power" 1767225600\n'
-        'kWh,domain=sensor,entity_id=house_energy value=10233.25,state_class_str="total_increasing" 1767225600\n'
-        '°C,domain=sensor,entity_id=attic value=21.5 1767225600\n')
-    server.write(home_assistant, bucket="home")
-    # Telegraf sends nanoseconds, a batch of a plugin's metrics, gzip.
-    import gzip
-
-    lines = 'modbus,host=pi,name=inverter-1,slave_id=1 ac_power=4200i,frequency=50.01,status="ok" 1767225600000000000\n'
-    r = server.post("/api/v2/write", params={"bucket": "telegraf", "org": "any"}, data=gzip.compress(lines.encode()),
-                    headers={"Content-Encoding": "gzip", "Content-Type": "text/plain; charset=utf-8"})
-    assert r.status_code == 204, r.text
-    found = {(r["name"], r["metric"]): r["value"] for r in stored(server)}
-    assert found.pop(("modbus,host=pi,name=inverter-1,slave_id=1", "frequency")) == 50.01
-    assert found == {("solar_power", "power"): 1.25, ("house_energy", "energy_total"): 10233.25, ("attic", "°C"): 21.5,
-                     ("Inverter", "power"): 4.2}
