@@ -245,6 +245,49 @@ def test_overload_is_answered_429(start):
     assert r.status_code == 429 and "Retry-After" in r.headers, r.text
 
 
+def test_limits_of_readings(server, fleet):
+    row = {"entityId": fleet.main, "timestamp": "2026-01-01T00:00:00Z", "metric": "power", "value": 1}
+    rows = [row, row | {"metric": "m" * 129}, row | {"metric": "own", "unit": "u" * 33}, row | {"metadata": {"a": "x" * 4096}},
+            row | {"entityId": "e" * 201}]
+    report = server.post("/api/measurements", json=rows).json()
+    assert (report["accepted"], [e["row"] for e in report["errors"]]) == (1, [1, 2, 3, 4]), report
+    for e, word in zip(report["errors"], ["metric", "unit", "metadata", "200"], strict=True):
+        assert word in e["message"], e
+    many = server.post("/api/measurements", json=[row | {"value": None}] * 300).json()
+    assert many["rejected"] == 300 and len(many["errors"]) == 100
+
+
+@pytest.mark.parametrize("bomb", ["pages", "rows"])
+def test_parquet_bombs_are_refused(server, fleet, bomb):
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    n = 10_000_000 if bomb == "pages" else 3_000_000
+    one = lambda value: pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), n), pa.array([value]))
+    value = pa.repeat(0.0, n) if bomb == "pages" else one(0.0)
+    table = pa.table({"entity_id": one(fleet.main), "timestamp": one("2026-01-01T00:00:00Z"), "metric": one("power"), "value": value})
+    body = io.BytesIO()
+    pq.write_table(table, body, compression="zstd", use_dictionary=["entity_id", "timestamp", "metric"] + ["value"] * (bomb == "rows"))
+    assert body.tell() < 200_000
+    r = server.post("/api/measurements", data=body.getvalue(), headers={"Content-Type": "application/vnd.apache.parquet"})
+    error(r, 413, "too_large", "would decode to")
+
+
+def test_limits_of_the_catalog_and_of_questions(server, fleet):
+    site = {"name": "C"}
+    error(server.post("/api/sites", json=site | {"name": "n" * 201}), 400, "invalid", "site name", "200")
+    error(server.post("/api/sites", json=site | {"description": "d" * 4001}), 400, "invalid", "description", "4000")
+    error(server.post("/api/sites", json=site | {"metadata": {"a": "x" * (64 << 10)}}), 400, "invalid", "metadata", "65536")
+    for path in ("/api/sites", "/api/measurements"):
+        error(server.get(path + "?limit=10001"), 400, "invalid", "limit", "10000")
+    error(server.post("/api/sql", json={"query": "SELECT '" + "x" * (256 << 10) + "'"}), 400, "invalid")
+    span = {"metric": "power", "bucket": "5m", "from": "2000-01-01", "to": "2026-01-01"}
+    r = server.get("/api/rollup", params=span)
+    assert r.status_code in (400, 422) and "bucket" in r.json()["error"]["message"], r.text
+
+
 def test_connections_beyond_the_limit_wait(start):
     server = start(settings={"http.max_connections": "2"})
     ask = b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n"

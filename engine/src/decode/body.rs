@@ -80,3 +80,26 @@ pub(super) fn decompressed(source: impl Read + Send + 'static) -> std::io::Resul
         _ => Box::new(reader),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A small body may ask for a window of gigabytes.
+    #[test]
+    fn a_large_zstd_window_is_refused() {
+        let compress = |window_log| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.long_distance_matching(true).unwrap();
+            encoder.window_log(window_log).unwrap();
+            encoder.write_all(&[b'x'; 1000]).unwrap();
+            Bytes::from(encoder.finish().unwrap())
+        };
+        let run = |window_log| decompress(compress(window_log), ContentEncoding::Zstd, 1 << 20);
+        assert_eq!(run(ZSTD_WINDOW_LOG_MAX).unwrap().len(), 1000);
+        let error = run(ZSTD_WINDOW_LOG_MAX + 1).unwrap_err();
+        assert!(error.message.contains("does not decompress"), "{error}");
+    }
+}

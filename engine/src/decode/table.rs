@@ -15,9 +15,12 @@ use crate::{
     ingest::{Collector, IngestRequest, RawReading, TableMapping, ValueColumn},
 };
 
-/// A decoded Parquet body may be this many times larger than `ingest.max_body_bytes` would allow as plain rows.
+/// A Parquet body may decode to this many times its size, but not to more than a limit; what is below a floor is fine.
 const PARQUET_RATIO_MAX: i64 = 100;
-const PARQUET_DECODED_MAX: i64 = 4 << 30;
+const PARQUET_DECODED_MAX: i64 = 1 << 30;
+const PARQUET_DECODED_FLOOR: i64 = 64 << 20;
+/// What a row takes in memory at least: a page of a few bytes may hold millions.
+const ROW_BYTES: i64 = 32;
 
 /// The columns of a table, found by name before the first row is read.
 #[derive(Debug)]
@@ -123,12 +126,17 @@ pub(super) fn decode_parquet(request: &IngestRequest, collector: &mut Collector)
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(request.body.clone(), options)
         .map_err(malformed)?;
-    let decoded: i64 = builder.metadata().row_groups().iter().map(|group| group.total_byte_size()).sum();
+    let metadata = builder.metadata();
+    let pages =
+        metadata.row_groups().iter().map(|group| group.total_byte_size()).fold(0, i64::saturating_add);
+    let decoded = pages.max(metadata.file_metadata().num_rows().saturating_mul(ROW_BYTES));
     let limit = (request.body.len() as i64).saturating_mul(PARQUET_RATIO_MAX).min(PARQUET_DECODED_MAX);
-    if decoded > limit.max(64 << 20) {
+    if decoded > limit.max(PARQUET_DECODED_FLOOR) {
         return Err(Error::new(
             ErrorKind::TooLarge,
-            format!("the Parquet file would decode to {decoded} bytes"),
+            format!(
+                "the Parquet file would decode to {decoded} bytes; send smaller files, or use `wattlake import`"
+            ),
         ));
     }
     let mut table = TableDecoder::new(request)?;
