@@ -21,7 +21,7 @@ pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) {
     let mut rest = &request.body[..];
     let mut number = 1;
     while !rest.is_empty() {
-        let (line, tail) = split_line(rest);
+        let Split { line, tail, .. } = split_line(rest);
         let newlines = memchr::memchr_iter(b'\n', &rest[..rest.len() - tail.len()]).count() as u64;
         let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start();
         if !line.is_empty()
@@ -35,11 +35,27 @@ pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) {
     }
 }
 
+/// The longest string that is looked for beyond the end of a part.
+const STRING_BYTES_MAX: usize = 64 << 10;
+
+/// A line and what comes after it.
+struct Split<'a> {
+    line: &'a [u8],
+    tail: &'a [u8],
+    /// Whether a string in it does not close.
+    is_open: bool,
+}
+
 /// Splits off a line; a newline inside a string does not end it.
-fn split_line(bytes: &[u8]) -> (&[u8], &[u8]) {
+fn split_line(bytes: &[u8]) -> Split<'_> {
     let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+    let split = |end: usize, is_open| Split {
+        line: &bytes[..end],
+        tail: bytes.get(end + 1..).unwrap_or_default(),
+        is_open,
+    };
     if memchr::memchr(b'"', &bytes[..end]).is_none() {
-        return (&bytes[..end], bytes.get(end + 1..).unwrap_or_default());
+        return split(end, false);
     }
     let mut is_quoted = false;
     let mut i = 0;
@@ -53,11 +69,28 @@ fn split_line(bytes: &[u8]) -> (&[u8], &[u8]) {
         i += 1;
     }
     // A quote that never closes damages its own line only.
-    if is_quoted {
-        return (&bytes[..end], bytes.get(end + 1..).unwrap_or_default());
+    if is_quoted { split(end, true) } else { split(i.min(bytes.len()), false) }
+}
+
+/// Where the last line begins, which may break off at the end of `text`; `None` when there is only one.
+pub(super) fn last_line(text: &[u8]) -> Option<usize> {
+    let last = memchr::memrchr(b'\n', text).map(|i| i + 1);
+    if memchr::memchr(b'"', text).is_none() {
+        return last;
     }
-    let end = i.min(bytes.len());
-    (&bytes[..end], bytes.get(end + 1..).unwrap_or_default())
+    let mut rest = text;
+    while !rest.is_empty() {
+        let Split { tail, is_open, .. } = split_line(rest);
+        let start = text.len() - rest.len();
+        if start > 0 && is_open && rest.len() <= STRING_BYTES_MAX {
+            return Some(start);
+        }
+        if tail.is_empty() && !text.ends_with(b"\n") && start > 0 {
+            return Some(start);
+        }
+        rest = tail;
+    }
+    last
 }
 
 struct Decoder<'a> {

@@ -53,15 +53,23 @@ proptest! {
         prop_assert_eq!(joined, whole);
     }
 
+    /// Line protocol is cut between lines, never within a string.
     #[test]
-    fn parts_of_lines_are_the_whole(lines in prop::collection::vec("[a\" ]{0,20}", 1..50), bytes_max in 30_usize..100) {
-        let text = lines.join("\n");
+    fn parts_of_lines_are_the_whole(
+        strings in prop::collection::vec("[a\n,= ]{0,20}", 1..50),
+        bytes_max in 60_usize..150,
+    ) {
+        let line = |text: &String| format!("m,t=x a=1,s=\"{text}\" 1\n");
+        let text: String = strings.iter().map(line).collect();
         let parts = cut(text.as_bytes(), BodyFormat::LineProtocol, &TableMapping::default(), bytes_max).unwrap();
-        let joined: Vec<u8> = parts.iter().flat_map(|part| part.body.to_vec()).collect();
-        prop_assert_eq!(joined, text.as_bytes());
-        for part in &parts[1..] {
-            prop_assert!(part.first_row > 0);
+        let mut joined = String::new();
+        for part in parts {
+            prop_assert_eq!(part.first_row, joined.matches('\n').count() as u64);
+            let body = String::from_utf8(part.body.to_vec()).unwrap();
+            prop_assert!(body.is_empty() || body.starts_with("m,t=x"), "{:?}", body);
+            joined += &body;
         }
+        prop_assert_eq!(joined, text);
     }
 }
 

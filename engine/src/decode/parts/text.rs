@@ -8,7 +8,7 @@ use csv::{ByteRecord, ReaderBuilder};
 use super::{Part, no_cut};
 use crate::{
     BodyFormat, Error, Result,
-    decode::{body::decompressed, time::LocalClock},
+    decode::{body::decompressed, line_protocol::last_line, time::LocalClock},
     ingest::TableMapping,
 };
 
@@ -126,7 +126,9 @@ impl TextParts {
     /// Where the rest begins: before the last record, which may not be whole, or an earlier one where the clock asks
     /// for that.
     fn cut(&self, text: &[u8]) -> Result<usize> {
-        let starts: Box<dyn Iterator<Item = usize>> = if self.has_quotes(text) {
+        let starts: Box<dyn Iterator<Item = usize>> = if self.format == BodyFormat::LineProtocol {
+            Box::new(last_line(text).into_iter())
+        } else if self.has_quotes(text) {
             // The first one starts the part.
             Box::new(self.record_starts(text)?.into_iter().skip(1).rev())
         } else {
