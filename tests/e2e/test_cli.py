@@ -140,6 +140,8 @@ def test_a_file_that_breaks_off_says_what_is_stored(start, tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(["entity_id,timestamp,metric,value", *rows, '"' + "never closed\n" * 100]))
     done = server.cli("import", str(tmp_path / "a.csv"), "--precision", "s", check=False)
     assert done.returncode == 1 and "100 readings before it are stored" in done.stderr, done.stderr
+    dry = server.cli("import", str(tmp_path / "a.csv"), "--precision", "s", "--dry-run", check=False)
+    assert dry.returncode == 1 and "stored" not in dry.stderr, dry.stderr
     assert "a.csv: a row after row 100 is longer than 512 bytes; is a quote" in done.stderr
     assert server.sql("SELECT count(*) AS n FROM measurements") == [{"n": 100}]
 

@@ -84,6 +84,19 @@ def test_quality_coverage_and_fill(server, fleet):
     assert server.get("/api/rollup", params=span | {"format": "csv"}).text.startswith("bucketStart,bucketEnd,value,unit,count")
 
 
+def test_more_files_than_are_merged_at_once(server, fleet):
+    """Up to 512 files are merged in their order; more are sorted, with the same answer."""
+    start = 1767225600
+    for i in range(520):
+        server.write(f"energy,entity_id={fleet.main} value=0.25 {start + 60 * (i * 7 % 520)}")
+        server.flush()
+        if i in (510, 519):
+            span = {"from": "2026-01-01T00:00:00Z", "to": "2026-01-02T00:00:00Z"}
+            (row,) = rollup(server, metric="energy", bucket="all", **span)
+            assert (row["value"], row["count"]) == (0.25 * (i + 1), i + 1)
+    assert server.get("/api/status").json()["engine"]["dataFiles"] == 520
+
+
 def test_generated_questions_equal_a_slow_oracle(server):
     seed = random.randrange(1 << 30)
     print("seed", seed)

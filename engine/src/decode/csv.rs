@@ -8,18 +8,21 @@ use super::{
 };
 use crate::{
     Error, Result,
-    ingest::{Collector, IngestRequest, RawReading},
+    ingest::{Collector, IngestRequest, RawReading, TableMapping},
 };
 
 /// Cells that mean "no reading" in a wide table.
 const NULL_CELLS: &[&str] = &["", "-", "null", "NULL", "NaN", "nan", "NA", "N/A"];
 
+/// Records as they stand, the header row among them.
+pub(super) fn reader(text: &[u8], delimiter: u8) -> csv::Reader<&[u8]> {
+    ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(false).from_reader(text)
+}
+
 pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
     let mapping = request.mapping.as_deref();
-    let delimiter = mapping.and_then(|m| m.delimiter).map_or(b',', |c| c as u8);
     let body = request.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&request.body);
-    let mut reader =
-        ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(false).from_reader(body);
+    let mut reader = reader(body, mapping.map_or(b',', TableMapping::delimiter));
     let mut record = ByteRecord::new();
     let read = |reader: &mut csv::Reader<&[u8]>, record: &mut ByteRecord| {
         reader

@@ -80,7 +80,7 @@ impl TablePlan {
         let plan = Self {
             entity,
             entity_name: mapping.entity_name.clone(),
-            timestamp: named(&mapping.timestamp, &["timestamp"])?.ok_or_else(|| missing("timestamp"))?,
+            timestamp: find(&[mapping.time_column()]).ok_or_else(|| missing(mapping.time_column()))?,
             entity_type: find(&["entityType", "entity_type"]),
             quality: named(&mapping.quality, &["quality"])?,
             metadata: find(&["metadata"]),

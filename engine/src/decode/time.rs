@@ -104,17 +104,19 @@ pub(super) struct LocalClock {
     zone: TimeZone,
     /// strftime pattern.
     format: Option<String>,
+    /// The column with the time.
+    pub column: String,
 }
 
 impl LocalClock {
     /// The clock of a mapping that names a zone.
     pub(super) fn of(mapping: Option<&TableMapping>) -> Result<Option<Self>> {
-        let Some((zone, format)) = mapping.and_then(|m| Some((m.time_zone.as_deref()?, &m.time_format)))
-        else {
+        let Some((mapping, zone)) = mapping.and_then(|m| Some((m, m.time_zone.as_deref()?))) else {
             return Ok(None);
         };
         let zone = TimeZone::get(zone).map_err(|error| Error::invalid(format!("time_zone: {error}")))?;
-        Ok(Some(Self { zone, format: format.clone() }))
+        let column = mapping.time_column().to_owned();
+        Ok(Some(Self { zone, format: mapping.time_format.clone(), column }))
     }
 
     /// A text of the mapping's pattern, or `YYYY-MM-DD HH:MM:SS`.

@@ -38,6 +38,15 @@ pub struct ValueColumn {
 }
 
 impl TableMapping {
+    pub(crate) fn time_column(&self) -> &str {
+        self.timestamp.as_deref().unwrap_or("timestamp")
+    }
+
+    /// Field separator of CSV.
+    pub(crate) fn delimiter(&self) -> u8 {
+        self.delimiter.map_or(b',', |delimiter| delimiter as u8)
+    }
+
     /// Checks what the types cannot say.
     ///
     /// # Errors

@@ -126,7 +126,7 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
         open.close().await?;
     }
     outcome.map_err(|failure| match total.accepted {
-        0 => failure,
+        n if n == 0 || args.dry_run => failure,
         n => failure
             .with(&format!("; {n} readings before it are stored, and importing them again changes nothing")),
     })?;

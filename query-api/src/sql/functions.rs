@@ -29,7 +29,7 @@ pub(super) fn measurement_id_udf() -> ScalarUDF {
 }
 
 /// DataFusion's `date_trunc`, which goes through a calendar for every zoned value; times in UTC, as all of ours are, take
-/// its arithmetic for times without a zone instead, some ten times faster.
+/// its arithmetic for times without a zone instead.
 pub(super) fn date_trunc_udf() -> ScalarUDF {
     ScalarUDF::new_from_impl(DateTrunc { inner: datafusion::functions::datetime::date_trunc() })
 }

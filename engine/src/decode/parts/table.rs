@@ -20,7 +20,7 @@ const ROWS: usize = 200_000;
 
 pub(super) struct TableParts {
     reader: ParquetRecordBatchReader,
-    clock: Option<(LocalClock, String)>,
+    clock: Option<LocalClock>,
     /// What comes after the last cut.
     rest: Option<RecordBatch>,
     rows: u64,
@@ -36,9 +36,7 @@ impl TableParts {
             ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(malformed)?;
         let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
         let reader = builder.with_batch_size(ROWS).build().map_err(malformed)?;
-        let column = mapping.and_then(|m| m.timestamp.clone()).unwrap_or_else(|| "timestamp".to_owned());
-        let clock = LocalClock::of(mapping)?.map(|clock| (clock, column));
-        Ok(Self { reader, clock, rest: None, rows, row: 0 })
+        Ok(Self { reader, clock: LocalClock::of(mapping)?, rest: None, rows, row: 0 })
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Part>> {
@@ -65,10 +63,13 @@ impl TableParts {
     /// How many rows come before the last place where the table may be cut.
     fn find_cut(&self, batch: &RecordBatch) -> Result<usize> {
         let rows = batch.num_rows();
-        let column =
-            self.clock.as_ref().and_then(|(clock, name)| Some((clock, name, batch.column_by_name(name)?)));
-        let Some((clock, name, column)) = column else { return Ok(rows) };
-        let times = TimeColumn::new(name, column)?;
+        let clock = self.clock.as_ref();
+        let Some((clock, column)) =
+            clock.and_then(|clock| Some((clock, batch.column_by_name(&clock.column)?)))
+        else {
+            return Ok(rows);
+        };
+        let times = TimeColumn::new(&clock.column, column)?;
         // What the row after this batch says is not known, so the last row starts the next part.
         let cut = (1..rows).rev().find(|row| !times.is_repeated(*row, clock));
         cut.ok_or_else(|| no_cut(&format!("{rows} rows")))

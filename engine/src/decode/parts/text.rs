@@ -3,12 +3,12 @@
 use std::io::Read;
 
 use bytes::Bytes;
-use csv::{ByteRecord, ReaderBuilder};
+use csv::ByteRecord;
 
 use super::{Part, no_cut};
 use crate::{
     BodyFormat, Error, Result,
-    decode::{body::decompressed, line_protocol::last_line, time::LocalClock},
+    decode::{body::decompressed, csv::reader, line_protocol::last_line, time::LocalClock},
     ingest::TableMapping,
 };
 
@@ -21,7 +21,6 @@ pub(super) struct TextParts {
     delimiter: u8,
     bytes_max: usize,
     clock: Option<LocalClock>,
-    time_column: String,
     /// Known from the first part on.
     header: Option<Header>,
     /// What comes after the last cut.
@@ -34,8 +33,8 @@ pub(super) struct TextParts {
 #[derive(Default)]
 struct Header {
     text: Vec<u8>,
-    /// Position of the column with the time, and the clock that it follows.
-    time: Option<(usize, LocalClock)>,
+    /// Position of the column with the time that a clock is to be asked about.
+    time: Option<usize>,
 }
 
 impl TextParts {
@@ -51,10 +50,9 @@ impl TextParts {
         Ok(Self {
             reader: decompressed(source).map_err(unreadable)?,
             format,
-            delimiter: mapping.and_then(|m| m.delimiter).map_or(b',', |c| c as u8),
+            delimiter: mapping.map_or(b',', TableMapping::delimiter),
             bytes_max,
             clock: LocalClock::of(mapping)?,
-            time_column: mapping.and_then(|m| m.timestamp.clone()).unwrap_or_else(|| "timestamp".to_owned()),
             header: None,
             rest: Vec::new(),
             is_done: false,
@@ -73,29 +71,29 @@ impl TextParts {
         if self.header.is_none() {
             self.header = Some(self.take_header(&mut text)?);
         }
-        let header = self.header.as_ref().map_or(&[][..], |header| &header.text);
-        if !self.is_done {
-            let cut = self.cut(&text)?;
-            self.rest = text.split_off(cut);
-        }
         if text.is_empty() && self.row > 0 {
             return Ok(None);
         }
         let first_row = self.row;
-        self.row += self.count_rows(&text);
+        if !self.is_done {
+            let (cut, rows) = self.cut(&text)?;
+            self.rest = text.split_off(cut);
+            self.row += rows as u64;
+        }
+        let header = self.header.as_ref().map_or(&[][..], |header| &header.text);
         let body = if header.is_empty() { text } else { [header, &text].concat() };
         Ok(Some(Part { body: Bytes::from(body), format: self.format, first_row }))
     }
 
     /// Takes the header row of CSV off the front.
-    fn take_header(&mut self, text: &mut Vec<u8>) -> Result<Header> {
+    fn take_header(&self, text: &mut Vec<u8>) -> Result<Header> {
         if self.format != BodyFormat::Csv {
             return Ok(Header::default());
         }
         if text.starts_with(b"\xef\xbb\xbf") {
             text.drain(..3);
         }
-        let mut reader = self.csv(text);
+        let mut reader = reader(text, self.delimiter);
         let mut record = ByteRecord::new();
         reader.read_byte_record(&mut record).map_err(malformed)?;
         let end = usize::try_from(reader.position().byte()).unwrap_or(usize::MAX);
@@ -104,38 +102,47 @@ impl TextParts {
                 "the header row is longer than {HEADER_BYTES_MAX} bytes; is a quote in it not closed?"
             )));
         }
-        let time = record.iter().position(|cell| cell.trim_ascii() == self.time_column.as_bytes());
+        let time = self
+            .clock
+            .as_ref()
+            .and_then(|clock| record.iter().position(|cell| cell.trim_ascii() == clock.column.as_bytes()));
         let rest = text.split_off(end);
         let mut text = std::mem::replace(text, rest);
         if !text.ends_with(b"\n") {
             // Where lines end in CR LF, the LF is left for the next row.
             text.push(b'\n');
         }
-        Ok(Header { text, time: time.zip(self.clock.take()) })
+        Ok(Header { text, time })
     }
 
-    fn csv<'a>(&self, text: &'a [u8]) -> csv::Reader<&'a [u8]> {
-        ReaderBuilder::new().delimiter(self.delimiter).flexible(true).has_headers(false).from_reader(text)
+    /// Where the rest begins, and how many rows come before: at the last record, which may not be whole, or an earlier
+    /// one where the clock asks for that.
+    fn cut(&self, text: &[u8]) -> Result<(usize, usize)> {
+        match self.format {
+            BodyFormat::LineProtocol => {
+                let cut = self.choose(text, last_line(text).into_iter())?;
+                Ok((cut, memchr::memchr_iter(b'\n', &text[..cut]).count()))
+            }
+            // Cells may hold line ends.
+            BodyFormat::Csv if memchr::memchr(b'"', text).is_some() => {
+                let starts = self.record_starts(text)?;
+                // The first one starts the part.
+                let cut = self.choose(text, starts.iter().skip(1).rev().copied())?;
+                Ok((cut, starts.partition_point(|start| *start < cut)))
+            }
+            _ => {
+                let cut = self.choose(text, memchr::memrchr_iter(b'\n', text).map(|i| i + 1))?;
+                let lines = text[..cut].split(|byte| *byte == b'\n');
+                Ok((cut, lines.filter(|line| !line.trim_ascii().is_empty()).count()))
+            }
+        }
     }
 
-    /// Whether cells may hold line ends.
-    fn has_quotes(&self, text: &[u8]) -> bool {
-        self.format == BodyFormat::Csv && memchr::memchr(b'"', text).is_some()
-    }
-
-    /// Where the rest begins: before the last record, which may not be whole, or an earlier one where the clock asks
-    /// for that.
-    fn cut(&self, text: &[u8]) -> Result<usize> {
-        let starts: Box<dyn Iterator<Item = usize>> = if self.format == BodyFormat::LineProtocol {
-            Box::new(last_line(text).into_iter())
-        } else if self.has_quotes(text) {
-            // The first one starts the part.
-            Box::new(self.record_starts(text)?.into_iter().skip(1).rev())
-        } else {
-            Box::new(memchr::memrchr_iter(b'\n', text).map(|i| i + 1))
-        };
-        let Some((column, clock)) = self.header.as_ref().and_then(|header| header.time.as_ref()) else {
-            return starts.into_iter().next().ok_or_else(|| {
+    /// The last of the starts, given from the end, before which the text may be cut.
+    fn choose(&self, text: &[u8], mut starts: impl Iterator<Item = usize>) -> Result<usize> {
+        let column = self.header.as_ref().and_then(|header| header.time);
+        let Some((column, clock)) = column.zip(self.clock.as_ref()) else {
+            return starts.next().ok_or_else(|| {
                 Error::invalid(format!(
                     "a row after row {} is longer than {} bytes; is a quote in it not closed?",
                     self.row, self.bytes_max
@@ -144,8 +151,8 @@ impl TextParts {
         };
         let mut record = ByteRecord::new();
         let mut is_repeated = |start: usize| {
-            let is_read = self.csv(&text[start..]).read_byte_record(&mut record);
-            let cell = record.get(*column).and_then(|cell| std::str::from_utf8(cell).ok());
+            let is_read = reader(&text[start..], self.delimiter).read_byte_record(&mut record);
+            let cell = record.get(column).and_then(|cell| std::str::from_utf8(cell).ok());
             is_read.is_ok() && cell.is_some_and(|cell| clock.is_repeated(cell))
         };
         let cut = starts.skip(1).find(|start| !is_repeated(*start));
@@ -153,23 +160,13 @@ impl TextParts {
     }
 
     fn record_starts(&self, text: &[u8]) -> Result<Vec<usize>> {
-        let mut reader = self.csv(text);
+        let mut reader = reader(text, self.delimiter);
         let mut record = ByteRecord::new();
         let mut starts = Vec::new();
         while reader.read_byte_record(&mut record).map_err(malformed)? {
             starts.extend(record.position().and_then(|position| usize::try_from(position.byte()).ok()));
         }
         Ok(starts)
-    }
-
-    fn count_rows(&self, text: &[u8]) -> u64 {
-        let lines = text.split(|byte| *byte == b'\n');
-        let rows = match self.format {
-            BodyFormat::LineProtocol => memchr::memchr_iter(b'\n', text).count(),
-            _ if self.has_quotes(text) => self.record_starts(text).map_or(0, |starts| starts.len()),
-            _ => lines.filter(|line| !line.trim_ascii().is_empty()).count(),
-        };
-        rows as u64
     }
 }
 
