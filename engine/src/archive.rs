@@ -10,7 +10,7 @@ mod object_reader;
 mod schema;
 mod storage;
 
-pub(crate) use data_file::{FileRows, write_data_file};
+pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
 pub(crate) use delete_file::{read_positions, write_delete_file};
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
 pub use schema::measurement_schema;

@@ -1,9 +1,14 @@
 //! A batch: the accepted readings of one request, in columns. The unit of acknowledgement, of the log and of
 //! atomicity (WAL-2).
+//!
+//! [`Batch`] names its series itself, as the log does; [`Readings`] is the same with interned series, as memory holds it.
 
 use wattlake_catalog::{EntityId, EntityType, Quality};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    series::{ChannelId, SeriesTable},
+};
 
 /// A series as a batch names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +36,70 @@ pub struct Batch {
 
 const ROW_BYTES: usize = 4 + 8 + 8 + 1;
 
+/// A batch whose series are interned, in columns of equal length.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Readings {
+    pub channel: Vec<ChannelId>,
+    /// Microseconds since 1970 UTC.
+    pub ts: Vec<i64>,
+    pub value: Vec<f64>,
+    pub quality: Vec<Quality>,
+    /// Row and JSON text of the few rows that carry metadata, in row order.
+    pub metadata: Vec<(u32, Box<str>)>,
+    /// When the batch was accepted, microseconds since 1970 UTC.
+    pub created_at: i64,
+}
+
+impl Readings {
+    pub(crate) fn len(&self) -> usize {
+        self.ts.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ts.is_empty()
+    }
+
+    /// About how much memory the rows take.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let metadata: usize = self.metadata.iter().map(|(_, text)| text.len() + 40).sum();
+        self.len() * crate::memtable::ROW_BYTES + metadata
+    }
+
+    /// Appends the batch as the log stores it; `docs/formats/wal.md` describes the bytes.
+    pub(crate) fn encode(&self, series: &SeriesTable, out: &mut Vec<u8>) {
+        let interned = series.read();
+        // The batch's own numbers of its channels, in the order in which they come.
+        let mut local = vec![u32::MAX; interned.channels().len()];
+        let mut used = Vec::new();
+        for channel in &self.channel {
+            let local = &mut local[channel.0 as usize];
+            if *local == u32::MAX {
+                *local = used.len() as u32;
+                used.push(*channel);
+            }
+        }
+        out.reserve(16 + used.len() * 40 + self.len() * ROW_BYTES);
+        out.extend_from_slice(&self.created_at.to_le_bytes());
+        put_len(out, used.len());
+        for channel in used {
+            let channel = interned.channel(channel);
+            let key = interned.key(channel.series);
+            put_series(out, key.entity, key.entity_type, &key.metric, interned.unit(channel.unit));
+        }
+        drop(interned);
+        put_len(out, self.len());
+        put_words(out, self.channel.iter().map(|channel| local[channel.0 as usize].to_le_bytes()));
+        put_words(out, self.ts.iter().map(|v| v.to_le_bytes()));
+        put_words(out, self.value.iter().map(|v| v.to_le_bytes()));
+        out.extend(self.quality.iter().map(|v| quality_code(*v)));
+        put_len(out, self.metadata.len());
+        for (row, text) in &self.metadata {
+            out.extend_from_slice(&row.to_le_bytes());
+            put_text(out, text);
+        }
+    }
+}
+
 impl Batch {
     pub fn len(&self) -> usize {
         self.ts.len()
@@ -40,35 +109,16 @@ impl Batch {
         self.ts.is_empty()
     }
 
-    /// About how much memory the rows take once applied.
-    pub fn memory_bytes(&self) -> usize {
-        let metadata: usize = self.metadata.iter().map(|(_, text)| text.len() + 40).sum();
-        self.len() * crate::memtable::ROW_BYTES + metadata + self.table.len() * 64
-    }
-
-    /// Appends the batch as the log stores it; `docs/formats/wal.md` describes the bytes.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        out.reserve(16 + self.table.len() * 40 + self.len() * ROW_BYTES);
-        out.extend_from_slice(&self.created_at.to_le_bytes());
-        put_len(out, self.table.len());
-        for series in &self.table {
-            out.extend_from_slice(series.entity.0.as_bytes());
-            out.push(match series.entity_type {
-                EntityType::Meter => 0,
-                EntityType::EnergySource => 1,
-            });
-            put_text(out, &series.metric);
-            put_text(out, &series.unit);
-        }
-        put_len(out, self.len());
-        self.series.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
-        self.ts.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
-        self.value.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
-        self.quality.iter().for_each(|v| out.push(quality_code(*v)));
-        put_len(out, self.metadata.len());
-        for (row, text) in &self.metadata {
-            out.extend_from_slice(&row.to_le_bytes());
-            put_text(out, text);
+    /// The same with interned series.
+    pub(crate) fn into_readings(self, series: &SeriesTable) -> Readings {
+        let channels = series.intern(&self.table);
+        Readings {
+            channel: self.series.iter().map(|index| channels[*index as usize]).collect(),
+            ts: self.ts,
+            value: self.value,
+            quality: self.quality,
+            metadata: self.metadata.into_iter().map(|(row, text)| (row, text.into())).collect(),
+            created_at: self.created_at,
         }
     }
 
@@ -132,6 +182,20 @@ pub(crate) const fn quality_of(code: u8) -> Option<Quality> {
         2 => Some(Quality::Estimated),
         _ => None,
     }
+}
+
+fn put_series(out: &mut Vec<u8>, entity: EntityId, entity_type: EntityType, metric: &str, unit: &str) {
+    out.extend_from_slice(entity.0.as_bytes());
+    out.push(match entity_type {
+        EntityType::Meter => 0,
+        EntityType::EnergySource => 1,
+    });
+    put_text(out, metric);
+    put_text(out, unit);
+}
+
+fn put_words<const N: usize>(out: &mut Vec<u8>, words: impl Iterator<Item = [u8; N]>) {
+    words.for_each(|word| out.extend_from_slice(&word));
 }
 
 fn put_len(out: &mut Vec<u8>, len: usize) {

@@ -16,11 +16,13 @@ use wattlake_catalog::{Catalog, DataFile, Manifest, SnapshotAt, SnapshotId};
 use wattlake_config::Settings;
 
 use crate::{
-    Batch, Clock, DataDir, Error, ErrorKind, MetricRegistry, Result, SeriesKey, Storage,
+    Batch, Clock, DataDir, Error, ErrorKind, MetricRegistry, Result, SeriesKey, SeriesRows, Storage,
     archive::{find_rows, read_positions},
+    batch::Readings,
     flush::{Flusher, wanted_series},
+    ingest::LineCache,
     series::SeriesTable,
-    version::{HotSeries, HotView, Versions},
+    version::{HotView, Versions},
     wal::{DiskFiles, Log, encode_chunk, recover},
     writer::{self, Command, PendingWrite, Writer, WriterOptions, WriterStats},
 };
@@ -36,6 +38,7 @@ pub struct Engine {
     catalog: Arc<Catalog>,
     storage: Storage,
     versions: Arc<Versions>,
+    line_cache: LineCache,
     flusher: Flusher,
     /// Held while frozen memtables are written out.
     flush_lock: Mutex<()>,
@@ -108,8 +111,8 @@ impl Engine {
             let (versions, wal_dir) = (Arc::clone(&versions), wal_dir.clone());
             let replay = move || {
                 recover(&wal_dir, watermark, |sequence, batches| {
-                    for batch in &batches {
-                        versions.current().active.apply(batch, &versions.series.intern(&batch.table));
+                    for batch in batches {
+                        versions.current().active.apply(batch.into_readings(&versions.series));
                     }
                     if versions.current().active.bytes() >= flush_bytes_max {
                         versions.freeze(sequence);
@@ -154,6 +157,7 @@ impl Engine {
             catalog,
             storage,
             versions,
+            line_cache: LineCache::default(),
             flusher,
             flush_lock: Mutex::new(()),
             stats: Arc::clone(&writer.stats),
@@ -191,6 +195,14 @@ impl Engine {
         &self.storage
     }
 
+    pub(crate) fn series(&self) -> &SeriesTable {
+        &self.versions.series
+    }
+
+    pub(crate) fn line_cache(&self) -> &LineCache {
+        &self.line_cache
+    }
+
     /// Set once when the log is broken: the process must end and recover by replay (WAL-4).
     pub fn failed(&self) -> watch::Receiver<Option<Error>> {
         self.failed.clone()
@@ -208,16 +220,27 @@ impl Engine {
         if batch.is_empty() {
             return Ok(());
         }
+        let readings = batch.into_readings(&self.versions.series);
+        self.write_prepared(self.prepare(readings)).await
+    }
+
+    /// Does what can be done before the log is asked: encoding and compressing.
+    pub(crate) fn prepare(&self, readings: Readings) -> PreparedWrite {
+        let chunk = encode_chunk(|out| readings.encode(&self.versions.series, out));
+        PreparedWrite { readings, chunk }
+    }
+
+    /// As [`Engine::write`].
+    pub(crate) async fn write_prepared(&self, write: PreparedWrite) -> Result<()> {
+        let PreparedWrite { readings, chunk } = write;
         if self.is_stopping.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Unavailable, "the server is stopping"));
         }
-        let bytes = batch.memory_bytes();
+        let bytes = readings.memory_bytes();
         let _reservation = self.reserve(bytes)?;
-        let rows = batch.len() as u64;
-        let interned = self.versions.series.intern(&batch.table);
-        let chunk = encode_chunk(&batch);
+        let rows = readings.len() as u64;
         let (ack, answer) = oneshot::channel();
-        self.send(Command::Write(PendingWrite { batch, interned, chunk, ack }))?;
+        self.send(Command::Write(PendingWrite { readings, chunk, ack }))?;
         answer.await.map_err(|_| Error::internal("the writer thread ended"))??;
         metrics::counter!("wattlake_readings_stored_total").increment(rows);
         Ok(())
@@ -394,6 +417,12 @@ impl Engine {
     }
 }
 
+/// A batch that is ready for the log.
+pub(crate) struct PreparedWrite {
+    readings: Readings,
+    chunk: Vec<u8>,
+}
+
 /// Memory promised to a batch until it is applied.
 struct Reservation<'a> {
     inflight: &'a AtomicUsize,
@@ -409,7 +438,7 @@ impl Drop for Reservation<'_> {
 impl ReadView {
     /// The rows of a file that this view must not show: deleted ones, and those that a reading in memory supersedes.
     /// `hot_late` comes from [`ReadView::late_rows`].
-    pub async fn hidden_rows(&self, file: &DataFile, hot_late: &[HotSeries]) -> Result<Vec<u64>> {
+    pub async fn hidden_rows(&self, file: &DataFile, hot_late: &[SeriesRows]) -> Result<Vec<u64>> {
         let mut hidden = match &file.delete {
             Some(delete) => read_positions(&self.storage, delete).await?,
             None => Vec::new(),
@@ -425,7 +454,7 @@ impl ReadView {
     }
 
     /// Readings in memory that may supersede rows in files.
-    pub fn late_rows(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<HotSeries> {
+    pub fn late_rows(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<SeriesRows> {
         self.hot.late(&self.versions, from, to, wanted)
     }
 

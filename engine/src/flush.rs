@@ -3,20 +3,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::Arc,
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use wattlake_catalog::{Catalog, CommitRequest, DataFile, Manifest, NewDeleteFile, SnapshotId};
+use wattlake_catalog::{Catalog, CommitRequest, DataFile, Manifest, NewDataFile, NewDeleteFile, SnapshotId};
 
 use crate::{
     Error, Result,
     archive::{
-        FileRows, KeyMatch, Storage, WantedSeries, find_rows, read_positions, write_data_file,
+        DataFileEncoder, EncodedFile, KeyMatch, Level, Storage, WantedSeries, find_rows, read_positions,
         write_delete_file,
     },
-    memtable::HotRow,
-    version::{HotSeries, HotView, Versions},
+    background,
+    rows::{Rows, SeriesRows},
+    version::{HotView, Versions},
 };
 
 /// What a flush works with.
@@ -32,14 +34,13 @@ impl Flusher {
         let version = self.versions.current();
         let Some(frozen) = version.frozen.first() else { return Ok(None) };
         let view = HotView::of_frozen(frozen, &self.versions.series);
-        let mut rows = view.select(i64::MIN, i64::MAX, |_| true);
+        let sorted = view.clone();
+        let mut rows =
+            background::run("flush-sort", move || Ok(sorted.select(i64::MIN, i64::MAX, |_| true))).await?;
         let marks: Vec<_> =
-            rows.iter().filter_map(|series| Some((series.id, series.rows.last()?.ts))).collect();
+            rows.iter().filter_map(|series| Some((series.id, *series.rows.ts.last()?))).collect();
         let new_deletes = self.supersede(&version.manifest, &view, &mut rows).await?;
-        let mut new_files = Vec::new();
-        for (month, rows) in by_month(rows)? {
-            new_files.push(write_data_file(&self.storage, &view, &month, rows).await?);
-        }
+        let new_files = self.write_files(&view, rows).await?;
         let request = CommitRequest {
             new_files,
             new_deletes,
@@ -50,6 +51,18 @@ impl Flusher {
         let snapshot = manifest.snapshot;
         self.versions.publish(manifest, &marks, true);
         Ok(Some((snapshot, frozen.last_sequence)))
+    }
+
+    /// Encodes rows and stores them, a file a month.
+    async fn write_files(&self, view: &HotView, rows: Vec<SeriesRows>) -> Result<Vec<NewDataFile>> {
+        let view = view.clone();
+        let encoded = background::run("flush-encode", move || encode_months(&view, &rows)).await?;
+        let mut files = Vec::with_capacity(encoded.len());
+        for EncodedFile { file, bytes } in encoded {
+            self.storage.put(&file.stored.path, bytes).await?;
+            files.push(file);
+        }
+        Ok(files)
     }
 
     /// Commits from an owned task: a database transaction is never torn by whoever stops waiting.
@@ -67,12 +80,12 @@ impl Flusher {
         &self,
         manifest: &Manifest,
         view: &HotView,
-        rows: &mut [HotSeries],
+        rows: &mut [SeriesRows],
     ) -> Result<Vec<NewDeleteFile>> {
         let late: Vec<usize> = (0..rows.len())
             .filter(|i| {
                 let mark = self.versions.high_water(rows[*i].id);
-                rows[*i].rows.first().is_some_and(|row| row.ts <= mark)
+                rows[*i].rows.ts.first().is_some_and(|ts| *ts <= mark)
             })
             .collect();
         let mut new_deletes = Vec::new();
@@ -98,8 +111,8 @@ impl Flusher {
                 let index = indexes[found.series];
                 let ts = wanted[found.series].times[found.time];
                 let series = &rows[index].rows;
-                match series.binary_search_by_key(&ts, |row| row.ts) {
-                    Ok(at) if is_same(view, &series[at], &found) => {
+                match series.ts.binary_search(&ts) {
+                    Ok(at) if is_same(view, series, at, &found) => {
                         unchanged[index].insert(ts);
                     }
                     _ => superseded.push(found.position),
@@ -114,7 +127,9 @@ impl Flusher {
         }
         for (series, unchanged) in rows.iter_mut().zip(unchanged) {
             if !unchanged.is_empty() {
-                series.rows.retain(|row| !unchanged.contains(&row.ts));
+                let kept = (0..series.rows.len() as u32)
+                    .filter(|row| !unchanged.contains(&series.rows.ts[*row as usize]));
+                series.rows = series.rows.pick(&kept.collect::<Vec<_>>());
             }
         }
         Ok(new_deletes)
@@ -122,7 +137,7 @@ impl Flusher {
 }
 
 /// The late series with times in a file's range, with their indexes in `rows`.
-fn wanted_in(file: &DataFile, rows: &[HotSeries], late: &[usize]) -> (Vec<usize>, Vec<WantedSeries>) {
+fn wanted_in(file: &DataFile, rows: &[SeriesRows], late: &[usize]) -> (Vec<usize>, Vec<WantedSeries>) {
     let mut indexes = Vec::new();
     let mut wanted = Vec::new();
     for &index in late {
@@ -135,7 +150,7 @@ fn wanted_in(file: &DataFile, rows: &[HotSeries], late: &[usize]) -> (Vec<usize>
 }
 
 /// The keys of a series that a file may hold, by the manifest's bounds.
-pub(crate) fn wanted_series(file: &DataFile, series: &HotSeries) -> Option<WantedSeries> {
+pub(crate) fn wanted_series(file: &DataFile, series: &SeriesRows) -> Option<WantedSeries> {
     let bounds = &file.bounds;
     let entity = series.key.entity.to_string();
     let metric = &*series.key.metric;
@@ -146,9 +161,7 @@ pub(crate) fn wanted_series(file: &DataFile, series: &HotSeries) -> Option<Wante
     {
         return None;
     }
-    let from = series.rows.partition_point(|row| row.ts < bounds.min_ts);
-    let to = series.rows.partition_point(|row| row.ts <= bounds.max_ts);
-    let times: Vec<_> = series.rows[from..to].iter().map(|row| row.ts).collect();
+    let times = series.rows.ts[series.rows.range(bounds.min_ts, bounds.max_ts.saturating_add(1))].to_vec();
     (!times.is_empty()).then(|| WantedSeries {
         metric: Arc::clone(&series.key.metric),
         entity: series.key.entity,
@@ -157,33 +170,38 @@ pub(crate) fn wanted_series(file: &DataFile, series: &HotSeries) -> Option<Wante
 }
 
 /// Whether a reading says the same as the stored row, so that writing it again would change nothing.
-fn is_same(view: &HotView, row: &HotRow, found: &KeyMatch) -> bool {
-    row.value.to_bits() == found.value.to_bits()
-        && row.quality.as_str() == found.quality
-        && row.metadata.as_deref() == found.metadata.as_deref()
-        && *view.unit(row) == *found.unit
+fn is_same(view: &HotView, rows: &Rows, at: usize, found: &KeyMatch) -> bool {
+    rows.value[at].to_bits() == found.value.to_bits()
+        && rows.quality[at].as_str() == found.quality
+        && rows.metadata_at(at) == found.metadata.as_deref()
+        && *view.unit(rows.unit[at]) == *found.unit
 }
 
-/// Splits rows by UTC month (`2026-01`), each part in the order of files.
-fn by_month(rows: Vec<HotSeries>) -> Result<BTreeMap<String, FileRows>> {
-    let mut months: BTreeMap<String, FileRows> = BTreeMap::new();
-    for series in rows {
-        let HotSeries { id, key, rows } = series;
-        let mut rest = rows.as_slice();
-        while let Some(first) = rest.first() {
-            let (month, end) = month_of(first.ts)?;
-            let len = rest.partition_point(|row| row.ts < end);
-            let (head, tail) = rest.split_at(len);
-            let part = HotSeries { id, key: Arc::clone(&key), rows: head.to_vec() };
-            months.entry(month).or_default().push(part);
-            rest = tail;
+/// A file for each UTC month (`2026-01`) of the rows.
+fn encode_months(view: &HotView, rows: &[SeriesRows]) -> Result<Vec<EncodedFile>> {
+    let mut months: BTreeMap<String, Vec<(usize, Range<usize>)>> = BTreeMap::new();
+    for (index, series) in rows.iter().enumerate() {
+        let ts = &series.rows.ts;
+        let mut start = 0;
+        while let Some(first) = ts.get(start) {
+            let (month, end) = month_of(*first)?;
+            let stop = start + ts[start..].partition_point(|ts| *ts < end);
+            months.entry(month).or_default().push((index, start..stop));
+            start = stop;
         }
     }
-    Ok(months)
+    let encode = |(month, parts): (String, Vec<(usize, Range<usize>)>)| {
+        let mut encoder = DataFileEncoder::new(Level::Flush)?;
+        for (index, range) in parts {
+            encoder.append(&rows[index].key, &rows[index].rows, range, &|unit| view.unit(unit))?;
+        }
+        encoder.finish(&month)
+    };
+    months.into_iter().map(encode).collect()
 }
 
 /// The UTC month of an instant, and where the next one starts.
-fn month_of(micros: i64) -> Result<(String, i64)> {
+pub(crate) fn month_of(micros: i64) -> Result<(String, i64)> {
     let out_of_range = |error: jiff::Error| Error::internal(format!("time {micros} us: {error}"));
     let date = Timestamp::from_microsecond(micros).map_err(out_of_range)?.to_zoned(TimeZone::UTC).date();
     let next = date.last_of_month().tomorrow().map_err(out_of_range)?;

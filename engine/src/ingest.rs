@@ -2,6 +2,7 @@
 //! checked. A bad row is reported and nothing else is lost.
 
 mod collector;
+mod line_cache;
 mod mapping;
 mod register;
 
@@ -14,9 +15,10 @@ use tokio::sync::Mutex;
 use wattlake_catalog::SiteId;
 
 pub(crate) use collector::{Collector, Context, RawReading, SeriesSlot, parse_quality};
+pub(crate) use line_cache::{KnownLines, LearnedLine, LineCache, LineSeriesCache};
 pub use mapping::{TableMapping, ValueColumn};
 
-use crate::{BodyFormat, Engine, Error, Result, TimePrecision, decode};
+use crate::{BodyFormat, Engine, Error, Result, TimePrecision, decode, engine::PreparedWrite};
 
 /// Errors reported in full; further ones are only counted.
 const ERRORS_REPORTED_MAX: usize = 100;
@@ -106,30 +108,36 @@ impl Ingest {
         let context = Context::new(&self.engine, &request);
         let (is_atomic, is_dry_run) = (request.is_atomic, request.is_dry_run);
         let site = request.site.clone();
+        let engine = Arc::clone(&self.engine);
         // Decoding is CPU work and a damaged Arrow or Parquet body may panic in its library.
         let decoded = tokio::task::spawn_blocking(move || {
             let mut collector = Collector::new(context);
-            decode::decode(&request, &mut collector).map(|()| collector)
+            decode::decode(&request, &mut collector)?;
+            let is_complete = is_dry_run || !collector.has_unknown();
+            Ok::<_, Error>(if is_complete {
+                Decoded::Complete(finish(&engine, collector, is_atomic, is_dry_run))
+            } else {
+                Decoded::Unknown(Box::new(collector))
+            })
         });
-        let mut collector = match decoded.await {
-            Ok(collector) => collector?,
+        let decoded = match decoded.await {
+            Ok(decoded) => decoded?,
             Err(_) => return Err(Error::invalid("the body is damaged: its decoder failed")),
         };
-        if is_atomic && collector.rejected() > 0 {
-            return Ok(collector.into_nothing());
-        }
-        let mut registered = 0;
-        if !is_dry_run && collector.has_unknown() {
-            registered = self.register(&mut collector, &site).await?;
-        }
-        let (batch, mut report) = collector.finish();
-        report.registered = registered;
-        if is_atomic && report.rejected > 0 {
-            report.accepted = 0;
-            return Ok(report);
-        }
-        if !is_dry_run {
-            self.engine.write(batch).await?;
+        let (write, report) = match decoded {
+            Decoded::Complete(complete) => complete,
+            Decoded::Unknown(collector) if is_atomic && collector.rejected() > 0 => {
+                (None, collector.into_nothing())
+            }
+            Decoded::Unknown(mut collector) => {
+                let registered = self.register(&mut collector, &site).await?;
+                let (write, mut report) = finish(&self.engine, *collector, is_atomic, is_dry_run);
+                report.registered = registered;
+                (write, report)
+            }
+        };
+        if let Some(write) = write {
+            self.engine.write_prepared(write).await?;
         }
         metrics::counter!("wattlake_readings_rejected_total").increment(report.rejected);
         Ok(report)
@@ -138,4 +146,29 @@ impl Ingest {
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
+}
+
+/// A decoded body: ready to be written, or with entities that nobody knows yet.
+enum Decoded {
+    Complete((Option<PreparedWrite>, IngestReport)),
+    Unknown(Box<Collector>),
+}
+
+/// What is to be written, if anything, and the report.
+fn finish(
+    engine: &Engine,
+    collector: Collector,
+    is_atomic: bool,
+    is_dry_run: bool,
+) -> (Option<PreparedWrite>, IngestReport) {
+    if is_atomic && collector.rejected() > 0 {
+        return (None, collector.into_nothing());
+    }
+    let (readings, mut report) = collector.finish(engine.series());
+    if is_atomic && report.rejected > 0 {
+        report.accepted = 0;
+        return (None, report);
+    }
+    let write = (!is_dry_run && !readings.is_empty()).then(|| engine.prepare(readings));
+    (write, report)
 }

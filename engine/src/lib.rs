@@ -7,6 +7,7 @@
 //! order flush lock, version change, memtable, series table.
 
 mod archive;
+mod background;
 mod batch;
 mod clock;
 mod data_dir;
@@ -17,6 +18,7 @@ mod flush;
 mod ingest;
 mod memtable;
 mod metric;
+mod rows;
 mod series;
 mod version;
 mod wal;
@@ -30,10 +32,10 @@ pub use decode::{BodyFormat, ContentEncoding, Part, Parts, TimePrecision, decomp
 pub use engine::{Engine, EngineStatus, ReadView};
 pub use error::{Error, ErrorKind, Result};
 pub use ingest::{Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn};
-pub use memtable::{HotRow, merge_newest_wins};
 pub use metric::{Conversion, Metric, MetricRegistry};
-pub use series::{SeriesId, SeriesKey};
-pub use version::{HotSeries, HotView};
+pub use rows::{Rows, SeriesRows};
+pub use series::{SeriesId, SeriesKey, UnitId};
+pub use version::HotView;
 
 #[cfg(test)]
 mod tests;

@@ -1,22 +1,30 @@
-//! The memtable: acknowledged readings that are not yet in files, in per-series columns.
+//! The memtable: acknowledged readings that are not yet in files, in columns.
 //!
-//! Rows are only ever appended, in the order of acknowledgement; duplicates stay until they are read or flushed, when
-//! the newest arrival of a key wins. Each row knows its batch, so that a reader who notes how many batches there are
-//! sees the same rows however long its query takes.
+//! Rows are kept in blocks in the order of acknowledgement; taking a large batch only hands over its columns. Duplicates
+//! stay until rows are read or flushed: then they are sorted into series by counting, and the newest arrival of a key
+//! wins. A reader takes the sealed blocks and a copy of the small open one, so that it sees the same rows however long
+//! it works and never holds up the writer.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use ahash::HashMap;
 use parking_lot::RwLock;
 use wattlake_catalog::Quality;
 
 use crate::{
-    batch::{Batch, quality_code, quality_of},
-    series::{SeriesId, UnitId},
+    batch::Readings,
+    rows::{Rows, SeriesRows},
+    series::{ChannelId, SeriesId, SeriesKey, SeriesTable},
 };
 
-/// Memory of one row: the columns of [`SeriesRows`] and some slack of growing vectors.
-pub(crate) const ROW_BYTES: usize = 36;
+/// Memory of one row: the columns of [`Block`] and some slack of growing vectors.
+pub(crate) const ROW_BYTES: usize = 24;
+/// Batches of at least this many rows become blocks of their own.
+const OWN_BLOCK_ROWS: usize = 1024;
+/// The open block is sealed at this size: readers copy it.
+const OPEN_BLOCK_ROWS: usize = 8192;
 
 /// Readings of a span of WAL sequence numbers.
 #[derive(Debug, Default)]
@@ -26,86 +34,70 @@ pub(crate) struct Memtable {
 
 #[derive(Debug, Default)]
 struct Inner {
-    series: HashMap<SeriesId, SeriesRows>,
-    /// `created_at` of each batch.
-    batches: Vec<i64>,
+    sealed: Vec<Arc<Block>>,
+    open: Block,
     rows: usize,
     bytes: usize,
     first_row_at: Option<Instant>,
 }
 
-/// The rows of one series in order of arrival.
+/// Rows of one or more batches in the order of arrival.
 #[derive(Clone, Debug, Default)]
-struct SeriesRows {
+pub(crate) struct Block {
+    channel: Vec<ChannelId>,
     ts: Vec<i64>,
     value: Vec<f64>,
-    quality: Vec<u8>,
-    unit: Vec<UnitId>,
-    batch: Vec<u32>,
+    quality: Vec<Quality>,
     metadata: Vec<(u32, Box<str>)>,
-    min_ts: i64,
-    /// Timestamps strictly ascend, so there is nothing to sort or to deduplicate.
-    is_ordered: bool,
+    /// End row and `created_at` of each batch.
+    batches: Vec<(u32, i64)>,
 }
 
-/// How much of a memtable a reader sees: this many batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Visible(u32);
-
-/// One reading of a series, as it left the memtable.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HotRow {
-    /// Microseconds since 1970 UTC.
-    pub ts: i64,
-    pub value: f64,
-    pub quality: Quality,
-    pub unit: UnitId,
-    pub metadata: Option<Box<str>>,
-    pub created_at: i64,
+impl Block {
+    fn push(&mut self, readings: Readings) {
+        let first = self.ts.len() as u32;
+        self.metadata.extend(readings.metadata.into_iter().map(|(row, text)| (row + first, text)));
+        if first == 0 {
+            self.channel = readings.channel;
+            self.ts = readings.ts;
+            self.value = readings.value;
+            self.quality = readings.quality;
+        } else {
+            self.channel.extend_from_slice(&readings.channel);
+            self.ts.extend_from_slice(&readings.ts);
+            self.value.extend_from_slice(&readings.value);
+            self.quality.extend_from_slice(&readings.quality);
+        }
+        self.batches.push((self.ts.len() as u32, readings.created_at));
+    }
 }
 
 impl Memtable {
-    /// Takes a batch whose series have been interned; the whole batch becomes visible at once.
-    pub(crate) fn apply(&self, batch: &Batch, interned: &[(SeriesId, UnitId)]) {
+    /// Takes a batch; all of it becomes visible at once.
+    pub(crate) fn apply(&self, readings: Readings) {
         let mut inner = self.inner.write();
         let inner = &mut *inner;
-        let number = inner.batches.len() as u32;
-        inner.batches.push(batch.created_at);
         inner.first_row_at.get_or_insert_with(Instant::now);
-        inner.rows += batch.len();
-        inner.bytes += batch.memory_bytes();
-        let mut metadata = batch.metadata.iter().peekable();
-        // Readings of one series come in runs; the map is asked once a run.
-        let mut row = 0;
-        while row < batch.len() {
-            let series = batch.series[row];
-            let run = batch.series[row..].iter().take_while(|s| **s == series).count();
-            let (id, unit) = interned[series as usize];
-            let rows = inner.series.entry(id).or_insert_with(|| SeriesRows {
-                is_ordered: true,
-                min_ts: i64::MAX,
-                ..SeriesRows::default()
-            });
-            for i in row..row + run {
-                let ts = batch.ts[i];
-                rows.is_ordered &= rows.ts.last().is_none_or(|last| *last < ts);
-                rows.min_ts = rows.min_ts.min(ts);
-                if let Some((_, text)) = metadata.next_if(|(at, _)| *at as usize == i) {
-                    rows.metadata.push((rows.ts.len() as u32, text.as_str().into()));
-                }
-                rows.ts.push(ts);
-            }
-            rows.value.extend_from_slice(&batch.value[row..row + run]);
-            rows.quality.extend(batch.quality[row..row + run].iter().map(|q| quality_code(*q)));
-            rows.unit.extend(std::iter::repeat_n(unit, run));
-            rows.batch.extend(std::iter::repeat_n(number, run));
-            row += run;
+        inner.rows += readings.len();
+        inner.bytes += readings.memory_bytes();
+        let has_own_block = readings.len() >= OWN_BLOCK_ROWS;
+        if has_own_block && !inner.open.ts.is_empty() {
+            inner.sealed.push(Arc::new(std::mem::take(&mut inner.open)));
+        }
+        inner.open.push(readings);
+        if has_own_block || inner.open.ts.len() >= OPEN_BLOCK_ROWS {
+            inner.sealed.push(Arc::new(std::mem::take(&mut inner.open)));
         }
     }
 
-    /// What is visible now.
-    pub(crate) fn visible(&self) -> Visible {
-        Visible(self.inner.read().batches.len() as u32)
+    /// The rows that are here now, oldest first.
+    pub(crate) fn blocks(&self) -> Vec<Arc<Block>> {
+        let inner = self.inner.read();
+        let mut blocks = inner.sealed.clone();
+        if !inner.open.ts.is_empty() {
+            blocks.push(Arc::new(inner.open.clone()));
+        }
+        blocks
     }
 
     /// Rows, before duplicates are merged.
@@ -122,59 +114,89 @@ impl Memtable {
     pub(crate) fn age(&self) -> Duration {
         self.inner.read().first_row_at.map_or(Duration::ZERO, |at| at.elapsed())
     }
-
-    /// The series with a visible row, each with its earliest timestamp.
-    pub(crate) fn series(&self) -> Vec<(SeriesId, i64)> {
-        self.inner.read().series.iter().map(|(id, rows)| (*id, rows.min_ts)).collect()
-    }
-
-    /// The visible rows of one series with `from <= ts < to`, in order of arrival.
-    pub(crate) fn rows_of(&self, id: SeriesId, visible: Visible, from: i64, to: i64) -> Vec<HotRow> {
-        let inner = self.inner.read();
-        let Some(rows) = inner.series.get(&id) else { return Vec::new() };
-        let end = rows.batch.partition_point(|batch| *batch < visible.0);
-        let (start, end) = if rows.is_ordered {
-            let ts = &rows.ts[..end];
-            (ts.partition_point(|ts| *ts < from), ts.partition_point(|ts| *ts < to))
-        } else {
-            (0, end)
-        };
-        let mut metadata = {
-            let skip = rows.metadata.partition_point(|(at, _)| (*at as usize) < start);
-            rows.metadata[skip..].iter().peekable()
-        };
-        let mut out = Vec::with_capacity(end.saturating_sub(start));
-        for i in start..end {
-            let metadata = metadata.next_if(|(at, _)| *at as usize == i).map(|(_, text)| text.clone());
-            if rows.ts[i] < from || rows.ts[i] >= to {
-                continue;
-            }
-            out.push(HotRow {
-                ts: rows.ts[i],
-                value: rows.value[i],
-                quality: quality_of(rows.quality[i]).unwrap_or(Quality::Bad),
-                unit: rows.unit[i],
-                metadata,
-                created_at: inner.batches[rows.batch[i] as usize],
-            });
-        }
-        out
-    }
 }
 
-/// The one merge rule: of rows with one key the newest arrival wins. `rows` come oldest arrival first and leave
-/// ordered by time, each time once.
-pub fn merge_newest_wins(mut rows: Vec<HotRow>) -> Vec<HotRow> {
-    if rows.is_sorted_by(|a, b| a.ts < b.ts) {
-        return rows;
-    }
-    rows.sort_by_key(|row| row.ts);
-    let mut merged: Vec<HotRow> = Vec::with_capacity(rows.len());
-    for row in rows {
-        match merged.last_mut() {
-            Some(last) if last.ts == row.ts => *last = row,
-            _ => merged.push(row),
+/// Which rows of a series are wanted: `from <= ts < to`, or none of them.
+pub(crate) type Span = Option<(i64, i64)>;
+
+/// Sorts blocks, oldest first, into series in the order of files; of each series the rows that `span_of` asks for, merged.
+pub(crate) fn sort_blocks(
+    blocks: &[Arc<Block>],
+    series: &SeriesTable,
+    span_of: impl Fn(SeriesId, &SeriesKey) -> Span,
+) -> Vec<SeriesRows> {
+    const NOT_WANTED: u32 = u32::MAX;
+    // One look at the table: rows then need neither locks nor hashing.
+    let (channels, mut slots) = {
+        let interned = series.read();
+        let mut spans: Vec<Option<Span>> = Vec::new();
+        let mut slot_of: Vec<u32> = Vec::new();
+        let mut slots: Vec<Slot> = Vec::new();
+        let channels = interned.channels().to_vec();
+        spans.resize(channels.iter().map(|c| c.series.0 as usize + 1).max().unwrap_or(0), None);
+        slot_of.resize(spans.len(), NOT_WANTED);
+        let channels: Vec<_> = channels
+            .into_iter()
+            .map(|channel| {
+                let at = channel.series.0 as usize;
+                let key = interned.key(channel.series);
+                if let Some((from, to)) = *spans[at].get_or_insert_with(|| span_of(channel.series, key))
+                    && slot_of[at] == NOT_WANTED
+                {
+                    slot_of[at] = slots.len() as u32;
+                    let rows = SeriesRows { id: channel.series, key: Arc::clone(key), rows: Rows::default() };
+                    slots.push(Slot { from, to, count: 0, rows });
+                }
+                (slot_of[at], channel.unit)
+            })
+            .collect();
+        (channels, slots)
+    };
+    let wanted = |block: &Block, row: usize, slots: &[Slot]| {
+        let (slot, unit) = channels[block.channel[row].0 as usize];
+        let slot = (slot != NOT_WANTED).then_some(slot as usize)?;
+        (slots[slot].from <= block.ts[row] && block.ts[row] < slots[slot].to).then_some((slot, unit))
+    };
+    for block in blocks {
+        for row in 0..block.ts.len() {
+            if let Some((slot, _)) = wanted(block, row, &slots) {
+                slots[slot].count += 1;
+            }
         }
     }
-    merged
+    slots.iter_mut().for_each(|slot| slot.rows.rows = Rows::with_capacity(slot.count));
+    for block in blocks {
+        let mut metadata = block.metadata.iter().peekable();
+        let mut row = 0;
+        for (end, created_at) in &block.batches {
+            while row < *end as usize {
+                let text = metadata.next_if(|(at, _)| *at as usize == row).map(|(_, text)| text);
+                if let Some((slot, unit)) = wanted(block, row, &slots) {
+                    let rows = &mut slots[slot].rows.rows;
+                    rows.metadata.extend(text.map(|text| (rows.ts.len() as u32, text.clone())));
+                    rows.ts.push(block.ts[row]);
+                    rows.value.push(block.value[row]);
+                    rows.quality.push(block.quality[row]);
+                    rows.unit.push(unit);
+                    rows.created_at.push(*created_at);
+                }
+                row += 1;
+            }
+        }
+    }
+    let mut out: Vec<_> = slots
+        .into_iter()
+        .filter(|slot| slot.count > 0)
+        .map(|slot| SeriesRows { rows: slot.rows.rows.merge_newest_wins(), ..slot.rows })
+        .collect();
+    out.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
+    out
+}
+
+/// A wanted series under construction.
+struct Slot {
+    from: i64,
+    to: i64,
+    count: usize,
+    rows: SeriesRows,
 }

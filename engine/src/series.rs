@@ -1,9 +1,13 @@
 //! Series and units as small numbers: interned once, compared and hashed cheaply ever after.
+//!
+//! A *channel* is a series in one unit, which is what a reading names. Known metrics have one unit, so that nearly
+//! every series has one channel.
 
 use std::sync::Arc;
 
 use ahash::HashMap;
-use parking_lot::RwLock;
+use hashbrown::{HashTable, hash_table::Entry};
+use parking_lot::{RwLock, RwLockReadGuard};
 use wattlake_catalog::{EntityId, EntityType};
 
 use crate::batch::BatchSeries;
@@ -28,45 +32,68 @@ impl SeriesKey {
 pub struct SeriesId(pub(crate) u32);
 
 /// Number of an interned unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct UnitId(pub(crate) u16);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnitId(pub(crate) u32);
+
+/// Number of an interned channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ChannelId(pub u32);
+
+/// A series in one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Channel {
+    pub series: SeriesId,
+    pub unit: UnitId,
+}
 
 /// All series and units that this process has seen.
 #[derive(Debug, Default)]
 pub(crate) struct SeriesTable {
-    inner: RwLock<Inner>,
+    inner: RwLock<Interned>,
+    hasher: ahash::RandomState,
 }
 
+/// What is interned, for many look-ups under one lock.
 #[derive(Debug, Default)]
-struct Inner {
-    ids: HashMap<(EntityId, Arc<str>), SeriesId>,
+pub(crate) struct Interned {
+    /// Series by entity and metric.
+    index: HashTable<SeriesId>,
     keys: Vec<Arc<SeriesKey>>,
     units: Vec<Arc<str>>,
+    unit_ids: HashMap<Arc<str>, UnitId>,
+    channels: Vec<Channel>,
+    channel_ids: HashMap<(SeriesId, UnitId), ChannelId>,
 }
 
 impl SeriesTable {
-    /// The numbers of a batch's series and their units, in the order of its table.
-    pub(crate) fn intern(&self, table: &[BatchSeries]) -> Vec<(SeriesId, UnitId)> {
+    /// The channels of a batch's series, in the order of its table.
+    pub(crate) fn intern(&self, table: &[BatchSeries]) -> Vec<ChannelId> {
         {
             let inner = self.inner.read();
-            let known: Option<Vec<_>> = table
-                .iter()
-                .map(|series| Some((inner.find(series)?, inner.find_unit(&series.unit)?)))
-                .collect();
+            let known: Option<Vec<_>> =
+                table.iter().map(|series| inner.find(self.hash(series), series)).collect();
             if let Some(known) = known {
                 return known;
             }
         }
         let mut inner = self.inner.write();
-        table.iter().map(|series| (inner.insert(series), inner.insert_unit(&series.unit))).collect()
+        table.iter().map(|series| inner.insert(&self.hasher, series)).collect()
+    }
+
+    fn hash(&self, series: &BatchSeries) -> u64 {
+        self.hasher.hash_one((series.entity, series.metric.as_str()))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Interned> {
+        self.inner.read()
     }
 
     pub(crate) fn key(&self, id: SeriesId) -> Arc<SeriesKey> {
-        Arc::clone(&self.inner.read().keys[id.0 as usize])
+        Arc::clone(self.inner.read().key(id))
     }
 
     pub(crate) fn unit(&self, id: UnitId) -> Arc<str> {
-        Arc::clone(&self.inner.read().units[id.0 as usize])
+        Arc::clone(self.inner.read().unit(id))
     }
 
     /// How many series are known.
@@ -75,43 +102,67 @@ impl SeriesTable {
     }
 }
 
-impl Inner {
-    fn find(&self, series: &BatchSeries) -> Option<SeriesId> {
-        // A map keyed by (id, Arc<str>) cannot be asked with a &str without an allocation; metrics are short.
-        self.ids.get(&(series.entity, Arc::from(series.metric.as_str()))).copied()
+impl Interned {
+    pub(crate) fn key(&self, id: SeriesId) -> &Arc<SeriesKey> {
+        &self.keys[id.0 as usize]
     }
 
-    fn find_unit(&self, unit: &str) -> Option<UnitId> {
-        self.units.iter().position(|known| &**known == unit).map(|i| UnitId(i as u16))
+    pub(crate) fn unit(&self, id: UnitId) -> &Arc<str> {
+        &self.units[id.0 as usize]
     }
 
-    fn insert(&mut self, series: &BatchSeries) -> SeriesId {
-        let metric: Arc<str> = Arc::from(series.metric.as_str());
-        if let Some(id) = self.ids.get(&(series.entity, Arc::clone(&metric))) {
-            return *id;
-        }
-        let id = SeriesId(self.keys.len() as u32);
-        let key =
-            SeriesKey { entity: series.entity, entity_type: series.entity_type, metric: Arc::clone(&metric) };
-        self.keys.push(Arc::new(key));
-        self.ids.insert((series.entity, metric), id);
-        id
+    pub(crate) fn channel(&self, id: ChannelId) -> Channel {
+        self.channels[id.0 as usize]
     }
 
-    fn insert_unit(&mut self, unit: &str) -> UnitId {
-        self.find_unit(unit).unwrap_or_else(|| {
-            // Unknown metrics bring units of their own; past the limit of the number they share the empty one.
-            if self.units.len() >= usize::from(u16::MAX) {
-                return UnitId(0);
+    /// All channels, indexed by their number.
+    pub(crate) fn channels(&self) -> &[Channel] {
+        &self.channels
+    }
+
+    fn find(&self, hash: u64, series: &BatchSeries) -> Option<ChannelId> {
+        let id = self.index.find(hash, |id| {
+            let key = &self.keys[id.0 as usize];
+            key.entity == series.entity && *key.metric == *series.metric
+        })?;
+        let unit = self.unit_ids.get(series.unit.as_str())?;
+        self.channel_ids.get(&(*id, *unit)).copied()
+    }
+
+    fn insert(&mut self, hasher: &ahash::RandomState, series: &BatchSeries) -> ChannelId {
+        let Self { index, keys, .. } = self;
+        let hash_of = |key: &SeriesKey| hasher.hash_one((key.entity, &*key.metric));
+        let entry = index.entry(
+            hasher.hash_one((series.entity, series.metric.as_str())),
+            |id| keys[id.0 as usize].entity == series.entity && *keys[id.0 as usize].metric == *series.metric,
+            |id| hash_of(&keys[id.0 as usize]),
+        );
+        let id = match entry {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(free) => {
+                let id = SeriesId(keys.len() as u32);
+                free.insert(id);
+                keys.push(Arc::new(SeriesKey {
+                    entity: series.entity,
+                    entity_type: series.entity_type,
+                    metric: Arc::from(series.metric.as_str()),
+                }));
+                id
             }
-            if self.units.is_empty() {
-                self.units.push(Arc::from(""));
-                if unit.is_empty() {
-                    return UnitId(0);
-                }
+        };
+        let unit = match self.unit_ids.get(series.unit.as_str()) {
+            Some(unit) => *unit,
+            None => {
+                let unit = UnitId(self.units.len() as u32);
+                let text: Arc<str> = Arc::from(series.unit.as_str());
+                self.units.push(Arc::clone(&text));
+                self.unit_ids.insert(text, unit);
+                unit
             }
-            self.units.push(Arc::from(unit));
-            UnitId((self.units.len() - 1) as u16)
+        };
+        *self.channel_ids.entry((id, unit)).or_insert_with(|| {
+            self.channels.push(Channel { series: id, unit });
+            ChannelId((self.channels.len() - 1) as u32)
         })
     }
 }

@@ -120,9 +120,9 @@ async fn visible(engine: &Engine) -> BTreeMap<(String, String, i64), u64> {
         }
     }
     for series in view.hot.select(i64::MIN, i64::MAX, |_| true) {
-        for row in &series.rows {
-            let key = (series.key.entity.to_string(), series.key.metric.to_string(), row.ts);
-            assert_eq!(out.insert(key.clone(), row.value.to_bits()), None, "{key:?} in file and memory");
+        for (ts, value) in series.rows.ts.iter().zip(&series.rows.value) {
+            let key = (series.key.entity.to_string(), series.key.metric.to_string(), *ts);
+            assert_eq!(out.insert(key.clone(), value.to_bits()), None, "{key:?} in file and memory");
         }
     }
     out
@@ -216,8 +216,8 @@ async fn identical_readings_write_nothing() {
 async fn writes_beyond_the_memory_budget_are_refused_and_nothing_is_lost() {
     let dir = tempfile::TempDir::new().expect("dir");
     let mut settings = settings(dir.path());
-    settings.memory.budget = ByteCount(40_000);
-    settings.flush.max_bytes = ByteCount(40_000);
+    settings.memory.budget = ByteCount(27_000);
+    settings.flush.max_bytes = ByteCount(27_000);
     let engine = start(&settings).await;
     let [a, _] = two_meters(&engine).await;
     let ingest = Ingest::new(Arc::clone(&engine));

@@ -11,8 +11,9 @@ use parking_lot::{Mutex, RwLock};
 use wattlake_catalog::Manifest;
 
 use crate::{
-    memtable::{HotRow, Memtable, Visible, merge_newest_wins},
-    series::{SeriesId, SeriesKey, SeriesTable},
+    memtable::{Block, Memtable, sort_blocks},
+    rows::SeriesRows,
+    series::{SeriesId, SeriesKey, SeriesTable, UnitId},
 };
 
 /// A memtable that takes no more rows, waiting for or in flush.
@@ -115,40 +116,30 @@ impl Versions {
 /// The readings in memory as one query sees them.
 #[derive(Clone, Debug)]
 pub struct HotView {
-    parts: Vec<(Arc<Memtable>, Visible)>,
+    /// Oldest first.
+    blocks: Vec<Arc<Block>>,
     series: Arc<SeriesTable>,
-}
-
-/// The merged hot rows of one series.
-#[derive(Clone, Debug)]
-pub struct HotSeries {
-    pub id: SeriesId,
-    pub key: Arc<SeriesKey>,
-    /// By time, each time once.
-    pub rows: Vec<HotRow>,
 }
 
 impl HotView {
     pub(crate) fn new(version: &Version, series: &Arc<SeriesTable>) -> Self {
         let memtables = version.frozen.iter().map(|f| &f.memtable).chain([&version.active]);
-        let parts = memtables.map(|m| (Arc::clone(m), m.visible())).collect();
-        Self { parts, series: Arc::clone(series) }
+        Self { blocks: memtables.flat_map(|m| m.blocks()).collect(), series: Arc::clone(series) }
     }
 
     /// A view of one frozen memtable.
     pub(crate) fn of_frozen(frozen: &Frozen, series: &Arc<SeriesTable>) -> Self {
-        let parts = vec![(Arc::clone(&frozen.memtable), frozen.memtable.visible())];
-        Self { parts, series: Arc::clone(series) }
+        Self { blocks: frozen.memtable.blocks(), series: Arc::clone(series) }
     }
 
     /// No readings in memory, for queries of an earlier snapshot.
     pub(crate) fn empty(series: &Arc<SeriesTable>) -> Self {
-        Self { parts: Vec::new(), series: Arc::clone(series) }
+        Self { blocks: Vec::new(), series: Arc::clone(series) }
     }
 
     /// Rows with `from <= ts < to` of the series that `wanted` picks, merged, in the order of files.
-    pub fn select(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<HotSeries> {
-        self.collect(from, wanted, |_| to)
+    pub fn select(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<SeriesRows> {
+        sort_blocks(&self.blocks, &self.series, |_, key| wanted(key).then_some((from, to)))
     }
 
     /// Rows that may supersede a row in a file: those not above their series' high-water mark.
@@ -158,45 +149,20 @@ impl HotView {
         from: i64,
         to: i64,
         wanted: impl Fn(&SeriesKey) -> bool,
-    ) -> Vec<HotSeries> {
-        self.collect(from, wanted, |id| versions.high_water(id).saturating_add(1).min(to))
-    }
-
-    fn collect(
-        &self,
-        from: i64,
-        wanted: impl Fn(&SeriesKey) -> bool,
-        end_of: impl Fn(SeriesId) -> i64,
-    ) -> Vec<HotSeries> {
-        let mut earliest: HashMap<SeriesId, i64> = HashMap::new();
-        for (memtable, _) in &self.parts {
-            for (id, min_ts) in memtable.series() {
-                let entry = earliest.entry(id).or_insert(min_ts);
-                *entry = (*entry).min(min_ts);
-            }
-        }
-        let mut out = Vec::new();
-        for (id, min_ts) in earliest {
-            let to = end_of(id);
-            if min_ts >= to {
-                continue;
-            }
-            let key = self.series.key(id);
-            if !wanted(&key) {
-                continue;
-            }
-            let parts = self.parts.iter().flat_map(|(m, visible)| m.rows_of(id, *visible, from, to));
-            let rows = merge_newest_wins(parts.collect());
-            if !rows.is_empty() {
-                out.push(HotSeries { id, key, rows });
-            }
-        }
-        out.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
-        out
+    ) -> Vec<SeriesRows> {
+        sort_blocks(&self.blocks, &self.series, |id, key| {
+            let to = versions.high_water(id).saturating_add(1).min(to);
+            (from < to && wanted(key)).then_some((from, to))
+        })
     }
 
     /// The text of an interned unit.
-    pub fn unit(&self, row: &HotRow) -> Arc<str> {
-        self.series.unit(row.unit)
+    pub fn unit(&self, unit: UnitId) -> Arc<str> {
+        self.series.unit(unit)
+    }
+
+    /// The unit of each row, in order.
+    pub fn units<'a>(&'a self, rows: &'a SeriesRows) -> impl Iterator<Item = Arc<str>> + 'a {
+        rows.rows.unit.iter().map(|unit| self.unit(*unit))
     }
 }

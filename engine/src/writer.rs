@@ -18,8 +18,7 @@ use wattlake_config::Durability;
 
 use crate::{
     Error, ErrorKind, Result,
-    batch::Batch,
-    series::{SeriesId, UnitId},
+    batch::Readings,
     version::Versions,
     wal::{AppendError, Log},
 };
@@ -31,8 +30,7 @@ const FAST_SYNC_WITHIN: Duration = Duration::from_millis(100);
 
 /// A batch on its way into the log.
 pub(crate) struct PendingWrite {
-    pub batch: Batch,
-    pub interned: Vec<(SeriesId, UnitId)>,
+    pub readings: Readings,
     /// The batch as [`encode_chunk`](crate::wal::encode_chunk) made it.
     pub chunk: Vec<u8>,
     pub ack: oneshot::Sender<Result<()>>,
@@ -179,7 +177,7 @@ impl State {
         let outcome = self.append(&chunks);
         for write in group.drain(..) {
             if outcome.is_ok() {
-                self.versions.current().active.apply(&write.batch, &write.interned);
+                self.versions.current().active.apply(write.readings);
             }
             // Nobody waits any more when the client has gone; the rows are stored all the same.
             let _ = write.ack.send(outcome.clone());

@@ -1,13 +1,13 @@
 //! Writing data files: sorted by (metric, entity, timestamp), with the settings that measured smallest.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use arrow::{
     array::{
         ArrayRef, DictionaryArray, Float64Array, Int32Array, RecordBatch, StringArray, StringBuilder,
         TimestampMicrosecondArray,
     },
-    datatypes::{DataType, Int32Type},
+    datatypes::{DataType, Int32Type, Schema},
 };
 use bytes::Bytes;
 use parquet::{
@@ -16,38 +16,150 @@ use parquet::{
     file::{metadata::KeyValue, properties::WriterProperties},
     schema::types::ColumnPath,
 };
-use wattlake_catalog::{FileBounds, NewDataFile, Quality, StoredFile};
+use wattlake_catalog::{EntityId, FileBounds, NewDataFile, Quality, StoredFile};
 
 use super::{Storage, measurement_schema};
 use crate::{
-    Error, Result,
-    version::{HotSeries, HotView},
+    Error, Result, SeriesKey, UnitId,
+    rows::Rows,
 };
 
 /// Rows of a row group: one group of a metric is skipped as a whole, larger ones compress no better.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 const PAGE_ROWS: usize = 20_000;
+/// Rows handed to the Parquet writer at once: their Arrow form stays small beside the file.
+const BATCH_ROWS: usize = 1 << 16;
 
-/// Rows for one file, series by series in the order of the file.
-pub(crate) type FileRows = Vec<HotSeries>;
+/// How a file came to be, which says how long it will live: files of a flush are soon merged into larger ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Flush,
+    Day,
+    Month,
+}
 
-/// Writes a file and answers what the manifest needs to know of it; nothing is visible before the commit.
-pub(crate) async fn write_data_file(
-    storage: &Storage,
-    view: &HotView,
-    month: &str,
-    rows: FileRows,
-) -> Result<NewDataFile> {
-    let view = view.clone();
-    let encode = move || encode(&view, &rows).map(|encoded| (encoded, bounds(&rows)));
-    let ((bytes, rows), bounds) = tokio::task::spawn_blocking(encode)
-        .await
-        .map_err(|error| Error::internal(format!("encoding a file panicked: {error}")))??;
-    let bounds = bounds.ok_or_else(|| Error::internal("a data file without rows"))?;
-    let stored = describe(Storage::new_data_path(month), &bytes)?;
-    storage.put(&stored.path, bytes).await?;
-    let row_group_rows = ROW_GROUP_ROWS as u64;
-    Ok(NewDataFile { stored, rows, row_group_rows, level: 0, bounds })
+impl Level {
+    /// The number in the manifest.
+    pub(crate) const fn number(self) -> i64 {
+        match self {
+            Self::Flush => 0,
+            Self::Day => 1,
+            Self::Month => 2,
+        }
+    }
+
+    const fn zstd_level(self) -> i32 {
+        match self {
+            Self::Flush => 1,
+            Self::Day | Self::Month => 3,
+        }
+    }
+}
+
+/// A data file in the making. Rows come in the order of the file.
+pub(crate) struct DataFileEncoder {
+    level: Level,
+    schema: Arc<Schema>,
+    writer: ArrowWriter<Vec<u8>>,
+    columns: Columns,
+    rows: u64,
+    bounds: Option<Bounds>,
+}
+
+struct Bounds {
+    ts: (i64, i64),
+    entity: (EntityId, EntityId),
+    metric: (Arc<str>, Arc<str>),
+}
+
+impl DataFileEncoder {
+    pub(crate) fn new(level: Level) -> Result<Self> {
+        let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        let schema = Arc::new(measurement_schema(&text));
+        // Readers see plain strings: the Arrow schema, with its dictionaries, stays out of the file.
+        let options =
+            ArrowWriterOptions::new().with_properties(properties(level)).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
+        Ok(Self { level, schema, writer, columns: Columns::default(), rows: 0, bounds: None })
+    }
+
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Appends some rows of a series.
+    pub(crate) fn append(
+        &mut self,
+        key: &SeriesKey,
+        rows: &Rows,
+        range: Range<usize>,
+        unit: &dyn Fn(UnitId) -> Arc<str>,
+    ) -> Result<()> {
+        let Some((first, last)) = rows.ts[range.clone()].first().zip(rows.ts[range.clone()].last()) else {
+            return Ok(());
+        };
+        let bounds = self.bounds.get_or_insert_with(|| Bounds {
+            ts: (*first, *last),
+            entity: (key.entity, key.entity),
+            metric: (Arc::clone(&key.metric), Arc::clone(&key.metric)),
+        });
+        bounds.ts = (bounds.ts.0.min(*first), bounds.ts.1.max(*last));
+        bounds.entity = (bounds.entity.0.min(key.entity), bounds.entity.1.max(key.entity));
+        if *bounds.metric.1 != *key.metric {
+            bounds.metric.1 = Arc::clone(&key.metric);
+        }
+        self.rows += range.len() as u64;
+        let mut rest = range;
+        while !rest.is_empty() {
+            let take = rest.len().min(BATCH_ROWS - self.columns.len());
+            self.columns.append(key, rows, rest.start..rest.start + take, unit);
+            rest.start += take;
+            if self.columns.len() == BATCH_ROWS {
+                self.write_columns()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_columns(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.columns).finish(&self.schema)?;
+        Ok(self.writer.write(&batch)?)
+    }
+
+    /// The whole file.
+    ///
+    /// # Errors
+    /// When no row was appended.
+    pub(crate) fn finish(mut self, month: &str) -> Result<EncodedFile> {
+        let bounds = self.bounds.take().ok_or_else(|| Error::internal("a data file without rows"))?;
+        if self.columns.len() > 0 {
+            self.write_columns()?;
+        }
+        let bytes = Bytes::from(self.writer.into_inner()?);
+        let stored = describe(Storage::new_data_path(month), &bytes)?;
+        let Bounds { ts, entity, metric } = bounds;
+        let file = NewDataFile {
+            stored,
+            rows: self.rows,
+            row_group_rows: ROW_GROUP_ROWS as u64,
+            level: self.level.number(),
+            bounds: FileBounds {
+                min_ts: ts.0,
+                max_ts: ts.1,
+                min_entity: entity.0.to_string(),
+                max_entity: entity.1.to_string(),
+                min_metric: metric.0.to_string(),
+                max_metric: metric.1.to_string(),
+            },
+        };
+        Ok(EncodedFile { file, bytes })
+    }
+}
+
+/// An encoded data file: what the manifest needs to know of it, and its bytes. Nothing is visible before the commit.
+pub(crate) struct EncodedFile {
+    pub file: NewDataFile,
+    pub bytes: Bytes,
 }
 
 /// Hash, size and footer length of an encoded Parquet file.
@@ -61,23 +173,10 @@ pub(super) fn describe(path: String, bytes: &Bytes) -> Result<StoredFile> {
     Ok(StoredFile { path, bytes: bytes.len() as u64, footer_bytes, blake3 })
 }
 
-fn bounds(rows: &[HotSeries]) -> Option<FileBounds> {
-    let (first, last) = (rows.first()?, rows.last()?);
-    let entities = || rows.iter().map(|series| series.key.entity);
-    Some(FileBounds {
-        min_ts: rows.iter().filter_map(|series| series.rows.first()).map(|row| row.ts).min()?,
-        max_ts: rows.iter().filter_map(|series| series.rows.last()).map(|row| row.ts).max()?,
-        min_entity: entities().min()?.to_string(),
-        max_entity: entities().max()?.to_string(),
-        min_metric: first.key.metric.to_string(),
-        max_metric: last.key.metric.to_string(),
-    })
-}
-
 /// Properties of every data file.
-fn properties() -> WriterProperties {
+fn properties(level: Level) -> WriterProperties {
     let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(level.zstd_level()).unwrap_or_default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_write_batch_size(PAGE_ROWS)
@@ -93,29 +192,6 @@ fn properties() -> WriterProperties {
             .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
     }
     builder.build()
-}
-
-fn encode(view: &HotView, rows: &[HotSeries]) -> Result<(Bytes, u64)> {
-    let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
-    let schema = Arc::new(measurement_schema(&text));
-    // Readers see plain strings: the Arrow schema, with its dictionaries, stays out of the file.
-    let options = ArrowWriterOptions::new().with_properties(properties()).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
-    let mut total = 0;
-    // Batches of some series keep the Arrow form small beside the rows themselves.
-    let mut start = 0;
-    while start < rows.len() {
-        let mut end = start;
-        let mut count = 0;
-        while end < rows.len() && (count == 0 || count + rows[end].rows.len() <= ROW_GROUP_ROWS / 8) {
-            count += rows[end].rows.len();
-            end += 1;
-        }
-        writer.write(&to_record_batch(view, &rows[start..end], &schema)?)?;
-        total += count as u64;
-        start = end;
-    }
-    Ok((Bytes::from(writer.into_inner()?), total))
 }
 
 /// A dictionary column under construction: one key a row, each distinct text once.
@@ -137,6 +213,10 @@ impl TextColumn {
         self.keys.extend(std::iter::repeat_n(key as i32, rows));
     }
 
+    fn repeat_last(&mut self, rows: usize) {
+        self.keys.extend(std::iter::repeat_n(self.values.len() as i32 - 1, rows));
+    }
+
     /// For texts that come once: no search for an earlier one.
     fn push_new_run(&mut self, text: String, rows: usize) {
         self.values.push(text);
@@ -150,42 +230,74 @@ impl TextColumn {
 }
 
 /// Rows as the columns of `measurements` with dictionary-coded strings.
-fn to_record_batch(
-    view: &HotView,
-    series: &[HotSeries],
-    schema: &Arc<arrow::datatypes::Schema>,
-) -> Result<RecordBatch> {
-    let rows = || series.iter().flat_map(|series| &series.rows);
-    let [mut entity_id, mut entity_type, mut metric, mut unit, mut quality] =
-        std::array::from_fn(|_| TextColumn::default());
-    let mut metadata = StringBuilder::new();
-    for one in series {
-        entity_id.push_new_run(one.key.entity.to_string(), one.rows.len());
-        entity_type.push_run(one.key.entity_type.as_str(), one.rows.len());
-        metric.push_run(&one.key.metric, one.rows.len());
-        for run in one.rows.chunk_by(|a, b| a.unit == b.unit) {
-            unit.push_run(&view.unit(&run[0]), run.len());
+#[derive(Default)]
+struct Columns {
+    entity_id: TextColumn,
+    entity_type: TextColumn,
+    metric: TextColumn,
+    unit: TextColumn,
+    entity: Option<EntityId>,
+    ts: Vec<i64>,
+    value: Vec<f64>,
+    quality: Vec<i32>,
+    metadata: StringBuilder,
+    created_at: Vec<i64>,
+}
+
+impl Columns {
+    fn len(&self) -> usize {
+        self.ts.len()
+    }
+
+    fn append(
+        &mut self,
+        key: &SeriesKey,
+        rows: &Rows,
+        range: Range<usize>,
+        unit: &dyn Fn(UnitId) -> Arc<str>,
+    ) {
+        let count = range.len();
+        if self.entity == Some(key.entity) {
+            self.entity_id.repeat_last(count);
+        } else {
+            self.entity = Some(key.entity);
+            self.entity_id.push_new_run(key.entity.to_string(), count);
         }
-        for row in &one.rows {
-            metadata.append_option(row.metadata.as_deref());
+        self.entity_type.push_run(key.entity_type.as_str(), count);
+        self.metric.push_run(&key.metric, count);
+        for run in rows.unit[range.clone()].chunk_by(|a, b| a == b) {
+            self.unit.push_run(&unit(run[0]), run.len());
+        }
+        self.ts.extend_from_slice(&rows.ts[range.clone()]);
+        self.value.extend_from_slice(&rows.value[range.clone()]);
+        self.quality
+            .extend(rows.quality[range.clone()].iter().map(|q| i32::from(crate::batch::quality_code(*q))));
+        self.created_at.extend_from_slice(&rows.created_at[range.clone()]);
+        if rows.metadata.is_empty() {
+            self.metadata.append_nulls(count);
+        } else {
+            rows.metadata_of(range).for_each(|text| self.metadata.append_option(text));
         }
     }
-    Quality::ALL.iter().for_each(|q| quality.values.push(q.as_str().to_owned()));
-    quality.keys.extend(rows().map(|row| i32::from(crate::batch::quality_code(row.quality))));
-    let time = |values: Vec<i64>| -> ArrayRef {
-        Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
-    };
-    let metadata: ArrayRef = Arc::new(metadata.finish());
-    let columns = vec![
-        entity_id.finish()?,
-        entity_type.finish()?,
-        time(rows().map(|row| row.ts).collect()),
-        metric.finish()?,
-        Arc::new(Float64Array::from_iter_values(rows().map(|row| row.value))),
-        unit.finish()?,
-        quality.finish()?,
-        arrow::compute::cast(&metadata, schema.field(7).data_type())?,
-        time(rows().map(|row| row.created_at).collect()),
-    ];
-    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+
+    fn finish(mut self, schema: &Arc<Schema>) -> Result<RecordBatch> {
+        let mut quality = TextColumn { keys: self.quality, ..TextColumn::default() };
+        Quality::ALL.iter().for_each(|q| quality.values.push(q.as_str().to_owned()));
+        let time = |values: Vec<i64>| -> ArrayRef {
+            Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
+        };
+        let metadata: ArrayRef = Arc::new(self.metadata.finish());
+        let columns = vec![
+            self.entity_id.finish()?,
+            self.entity_type.finish()?,
+            time(self.ts),
+            self.metric.finish()?,
+            Arc::new(Float64Array::from(self.value)),
+            self.unit.finish()?,
+            quality.finish()?,
+            arrow::compute::cast(&metadata, schema.field(7).data_type())?,
+            time(self.created_at),
+        ];
+        Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+    }
 }

@@ -1,38 +1,73 @@
 //! InfluxDB line protocol: `measurement[,tag=value...] field=value[,field=value...] [timestamp]`.
 //!
-//! One pass over the bytes of a line. The text before the first field is the series: it is parsed once a request and
-//! then only hashed. Escapes: `\,` and `\ ` in the measurement, `\,` `\=` `\ ` in tags and field names, `\"` and `\\` in
+//! A line whose series is known goes the short way ([`fast`]): its bytes up to the fields are hashed, its numbers read, and
+//! nothing else is looked at. Any other line goes the long way, which understands everything and finds the words for
+//! what is wrong. Escapes: `\,` and `\ ` in the measurement, `\,` `\=` `\ ` in tags and field names, `\"` and `\\` in
 //! strings; a backslash before anything else stands for itself.
 
-use std::borrow::Cow;
+mod fast;
+
+use std::{borrow::Cow, sync::Arc};
 
 use ahash::{HashMap, HashMapExt};
 use wattlake_catalog::Quality;
 
+use self::fast::FastLines;
 use crate::{
     TimePrecision,
-    ingest::{Collector, IngestRequest, SeriesSlot, parse_quality},
+    ingest::{Collector, IngestRequest, LearnedLine, LineSeriesCache, SeriesSlot, parse_quality},
 };
+
+/// Bytes of a short line: how many rows a body is expected to have.
+const LINE_BYTES: usize = 64;
 
 /// Decodes every line; a bad line is reported and the others are kept.
 pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) {
     let precision = request.precision.unwrap_or(TimePrecision::Nanoseconds);
-    let mut lines = Decoder { site: &request.site, precision, series: HashMap::new(), collector };
-    let mut rest = &request.body[..];
-    let mut number = 1;
-    while !rest.is_empty() {
-        let Split { line, tail, .. } = split_line(rest);
-        let newlines = memchr::memchr_iter(b'\n', &rest[..rest.len() - tail.len()]).count() as u64;
-        let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start();
-        if !line.is_empty()
-            && line[0] != b'#'
-            && let Err(message) = lines.decode_line(number, line)
-        {
-            lines.collector.refuse(number, "invalid", message);
+    let engine = Arc::clone(&collector.context.engine);
+    let cache = engine.line_cache().of(&collector.context.fleet, &request.site);
+    let body = &request.body[..];
+    let lines = memchr::memchr_iter(b'\n', body).count() + 1;
+    collector.reserve(lines.min(body.len() / LINE_BYTES + 1));
+    let learned = {
+        let fast = FastLines::new(&cache, precision, &collector.context.allowed_sites);
+        let mut slow = Decoder {
+            site: &request.site,
+            precision,
+            series: HashMap::new(),
+            cache: &cache,
+            learned: Vec::new(),
+            collector,
+        };
+        let mut number = 1;
+        if memchr::memchr(b'"', body).is_none() {
+            // Without strings a line ends at its newline.
+            let mut start = 0;
+            for end in memchr::memchr_iter(b'\n', body).chain([body.len()]) {
+                let line = &body[start..end];
+                if !fast.decode(number, line, slow.collector) {
+                    slow.decode(number, line);
+                }
+                start = end + 1;
+                number += 1;
+                if start > body.len() {
+                    break;
+                }
+            }
+        } else {
+            let mut rest = body;
+            while !rest.is_empty() {
+                let Split { line, tail, .. } = split_line(rest);
+                if !fast.decode(number, line, slow.collector) {
+                    slow.decode(number, line);
+                }
+                number += memchr::memchr_iter(b'\n', &rest[..rest.len() - tail.len()]).count() as u64;
+                rest = tail;
+            }
         }
-        number += newlines;
-        rest = tail;
-    }
+        slow.learned()
+    };
+    cache.learn(learned);
 }
 
 /// The longest string that is looked for beyond the end of a part.
@@ -93,11 +128,15 @@ pub(super) fn last_line(text: &[u8]) -> Option<usize> {
     last
 }
 
+/// The long way.
 struct Decoder<'a> {
     site: &'a str,
     precision: TimePrecision,
     /// By measurement and tags as the line writes them.
     series: HashMap<&'a [u8], LineSeries>,
+    cache: &'a LineSeriesCache,
+    /// Series of lines that could go the short way next time.
+    learned: Vec<(&'a [u8], Box<[u8]>, SeriesSlot)>,
     collector: &'a mut Collector,
 }
 
@@ -119,7 +158,31 @@ enum FieldValue<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    fn decode_line<'b: 'a>(&mut self, number: u64, line: &'b [u8]) -> Result<(), String> {
+    /// What the cache should know: series of entities that the catalog has.
+    fn learned(&self) -> Vec<LearnedLine> {
+        let context = &self.collector.context;
+        let learned = self.learned.iter().filter_map(|(key, field, slot)| {
+            let series = self.collector.known_series(*slot)?;
+            let site = context.fleet.site_of(series.entity)?.id;
+            let channel = *context.engine.series().intern(&[series]).first()?;
+            let hash = self.cache.hash_field(self.cache.hash_key(key), field);
+            let (key, field) = (Box::from(*key), field.clone());
+            Some(LearnedLine { hash, key, field, channel, conversion: slot.conversion, site })
+        });
+        learned.collect()
+    }
+
+    fn decode(&mut self, number: u64, line: &'a [u8]) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start();
+        if !line.is_empty()
+            && line[0] != b'#'
+            && let Err(message) = self.decode_line(number, line)
+        {
+            self.collector.refuse(number, "invalid", message);
+        }
+    }
+
+    fn decode_line(&mut self, number: u64, line: &'a [u8]) -> Result<(), String> {
         let key_end = unescaped(line, 0, b" ").ok_or("a line needs a measurement and at least one field")?;
         let key = &line[..key_end];
         let fields_start = key_end + line[key_end..].iter().take_while(|b| **b == b' ').count();
@@ -165,7 +228,7 @@ impl<'a> Decoder<'a> {
 
     fn field_series(
         &mut self,
-        key: &[u8],
+        key: &'a [u8],
         field: &str,
         unit: Option<&str>,
     ) -> Result<SeriesSlot, (&'static str, String)> {
@@ -174,7 +237,7 @@ impl<'a> Decoder<'a> {
         if let Some(slot) = series.fields.get(&cached) {
             return Ok(*slot);
         }
-        let rule = self.collector.context.mappings.iter().find(|rule| {
+        let rule = self.collector.context.mappings().iter().find(|rule| {
             rule.measurement == series.measurement
                 && (rule.field.is_empty() || rule.field == field)
                 && rule
@@ -188,6 +251,7 @@ impl<'a> Decoder<'a> {
             ("", field) => field,
             (metric, _) => metric,
         };
+        let stated_unit = unit;
         let unit = unit.or((!rule.unit.is_empty()).then_some(rule.unit.as_str()));
         let entity = if rule.entity.is_empty() {
             series.entity
@@ -196,6 +260,10 @@ impl<'a> Decoder<'a> {
         };
         let slot = self.collector.series(entity, metric, unit)?;
         series.fields.insert(cached, slot);
+        // The short way compares bytes, so what is escaped never matches there.
+        if stated_unit.is_none() && !key.contains(&b'\\') && !field.contains('\\') {
+            self.learned.push((key, field.as_bytes().into(), slot));
+        }
         Ok(slot)
     }
 

@@ -7,7 +7,11 @@ use wattlake_catalog::{EntityId, EntityType, Fleet, Quality, SiteId};
 use wattlake_config::LineMapping;
 
 use super::{ERRORS_REPORTED_MAX, IngestReport, IngestRequest, RowError};
-use crate::{Batch, BatchSeries, Conversion, Engine, MetricRegistry};
+use crate::{
+    BatchSeries, Conversion, Engine, MetricRegistry,
+    batch::Readings,
+    series::{ChannelId, SeriesTable},
+};
 
 const METRIC_BYTES_MAX: usize = 128;
 const UNIT_BYTES_MAX: usize = 32;
@@ -17,33 +21,39 @@ pub(super) const EXTERNAL_ID_CHARS_MAX: usize = 200;
 
 /// What rows are checked against.
 pub(crate) struct Context {
+    pub engine: Arc<Engine>,
     pub fleet: Arc<Fleet>,
-    pub metrics: MetricRegistry,
-    pub mappings: Vec<LineMapping>,
     /// Microseconds since 1970 UTC.
     pub now: i64,
     max_ts: i64,
     created_at: i64,
     auto_register: bool,
-    allowed_sites: Vec<SiteId>,
+    pub allowed_sites: Vec<SiteId>,
 }
 
 impl Context {
-    pub(super) fn new(engine: &Engine, request: &IngestRequest) -> Self {
+    pub(super) fn new(engine: &Arc<Engine>, request: &IngestRequest) -> Self {
         let ingest = &engine.settings().ingest;
         let now = engine.clock().now_micros();
         let micros = |d: std::time::Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX);
         let resolution = micros(ingest.created_at_resolution.0).max(1);
         Self {
+            engine: Arc::clone(engine),
             fleet: engine.catalog().fleet(),
-            metrics: engine.metrics().clone(),
-            mappings: ingest.mappings.clone(),
             now,
             max_ts: now.saturating_add(micros(ingest.max_future.0)),
             created_at: now - now.rem_euclid(resolution),
             auto_register: ingest.auto_register,
             allowed_sites: request.allowed_sites.clone(),
         }
+    }
+
+    pub(crate) fn mappings(&self) -> &[LineMapping] {
+        &self.engine.settings().ingest.mappings
+    }
+
+    fn metrics(&self) -> &MetricRegistry {
+        self.engine.metrics()
     }
 }
 
@@ -83,8 +93,18 @@ pub(super) struct Unknown {
 /// A series of the request, ready to take readings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SeriesSlot {
-    index: u32,
-    conversion: Conversion,
+    code: u32,
+    pub conversion: Conversion,
+}
+
+/// Rows whose series is only known within the request carry its index with this bit; the others carry a channel.
+const LOCAL: u32 = 1 << 31;
+
+impl SeriesSlot {
+    /// A series that is interned already.
+    pub(crate) fn of_channel(channel: ChannelId, conversion: Conversion) -> Self {
+        Self { code: channel.0, conversion }
+    }
 }
 
 /// Collects the rows of one request.
@@ -94,14 +114,16 @@ pub(crate) struct Collector {
     slot_index: HashMap<String, u32>,
     series: Vec<(u32, String, String)>,
     series_index: HashMap<(u32, String, String), SeriesSlot>,
-    rows: Batch,
-    row_numbers: Vec<u64>,
+    /// Channels may be local codes until [`Collector::finish`].
+    rows: Readings,
+    /// Row and row number in the request of those whose entity is not known yet.
+    unknown_rows: Vec<(u32, u64)>,
     report: IngestReport,
 }
 
 impl Collector {
     pub(super) fn new(context: Context) -> Self {
-        let rows = Batch { created_at: context.created_at, ..Batch::default() };
+        let rows = Readings { created_at: context.created_at, ..Readings::default() };
         Self {
             context,
             slots: Vec::new(),
@@ -109,9 +131,17 @@ impl Collector {
             series: Vec::new(),
             series_index: HashMap::new(),
             rows,
-            row_numbers: Vec::new(),
+            unknown_rows: Vec::new(),
             report: IngestReport::default(),
         }
+    }
+
+    /// Makes room for about this many rows.
+    pub(crate) fn reserve(&mut self, rows: usize) {
+        self.rows.channel.reserve(rows);
+        self.rows.ts.reserve(rows);
+        self.rows.value.reserve(rows);
+        self.rows.quality.reserve(rows);
     }
 
     /// Reports a bad row.
@@ -174,14 +204,32 @@ impl Collector {
                 let message = format!("metadata: at most {METADATA_BYTES_MAX} bytes, found {}", text.len());
                 return self.refuse(row, "invalid", message);
             }
-            self.rows.metadata.push((self.rows.ts.len() as u32, text.to_owned()));
+            self.rows.metadata.push((self.rows.ts.len() as u32, text.into()));
         }
-        self.rows.series.push(series.index);
+        if series.code & LOCAL != 0 && self.is_unknown(series) {
+            self.unknown_rows.push((self.rows.ts.len() as u32, row));
+        }
+        self.rows.channel.push(ChannelId(series.code));
         self.rows.ts.push(ts);
         // -0.0 and 0.0 are one reading; keeping both would make a re-sent row a correction.
         self.rows.value.push(value + 0.0);
         self.rows.quality.push(quality);
-        self.row_numbers.push(row);
+    }
+
+    fn is_unknown(&self, series: SeriesSlot) -> bool {
+        let (entity, ..) = self.series[(series.code & !LOCAL) as usize];
+        matches!(self.slots[entity as usize], Slot::Unknown(_))
+    }
+
+    /// The entity, metric and normalised unit of a series of this request whose entity is known.
+    pub(crate) fn known_series(&self, series: SeriesSlot) -> Option<BatchSeries> {
+        let (entity, metric, unit) = &self.series[(series.code & !LOCAL) as usize];
+        match self.slots[*entity as usize] {
+            Slot::Known(entity, entity_type) => {
+                Some(BatchSeries { entity, entity_type, metric: metric.clone(), unit: unit.clone() })
+            }
+            Slot::Unknown(_) | Slot::Refused { .. } => None,
+        }
     }
 
     /// The entity that JSON, CSV, Arrow and Parquet name by uuid or external id.
@@ -303,9 +351,10 @@ impl Collector {
             check_text("unit", unit, UNIT_BYTES_MAX)?;
         }
         let (unit, conversion) =
-            self.context.metrics.normalise(metric, unit).map_err(|message| ("unknown_unit", message))?;
-        let series = SeriesSlot { index: self.series.len() as u32, conversion };
-        self.series.push((entity, metric.to_owned(), unit.to_owned()));
+            self.context.metrics().normalise(metric, unit).map_err(|message| ("unknown_unit", message))?;
+        let unit = unit.to_owned();
+        let series = SeriesSlot { code: self.series.len() as u32 | LOCAL, conversion };
+        self.series.push((entity, metric.to_owned(), unit));
         self.series_index.insert(key, series);
         Ok(series)
     }
@@ -319,71 +368,70 @@ impl Collector {
         IngestReport { accepted: 0, ..self.report }
     }
 
-    /// The batch of the rows whose entities are known by now, and the report.
-    pub(super) fn finish(mut self) -> (Batch, IngestReport) {
-        // Entities that are still unknown are only checked (dry run): their rows count as good.
-        let entities: Vec<_> = self
-            .slots
-            .iter()
-            .map(|slot| match slot {
-                Slot::Known(id, entity_type) => Ok((*id, *entity_type)),
-                Slot::Unknown(_) => Ok((EntityId(uuid::Uuid::nil()), EntityType::Meter)),
-                Slot::Refused { kind, message } => Err((*kind, message.clone())),
-            })
-            .collect();
-        let rows = std::mem::take(&mut self.rows);
-        let is_good = |row: usize| entities[self.series[rows.series[row] as usize].0 as usize].is_ok();
-        let good: Vec<bool> = (0..rows.len()).map(is_good).collect();
-        let mut batch = rows;
-        if good.iter().any(|good| !good) {
-            for (row, _) in good.iter().enumerate().filter(|(_, good)| !**good) {
-                let entity = self.series[batch.series[row] as usize].0;
-                if let Err((kind, message)) = &entities[entity as usize] {
-                    self.refuse(self.row_numbers[row], kind, message.clone());
-                }
+    /// The rows whose entities are known by now, and the report. Entities that are still unknown are only checked (dry
+    /// run): their rows count as good.
+    pub(super) fn finish(mut self, series: &SeriesTable) -> (Readings, IngestReport) {
+        let mut rows = std::mem::take(&mut self.rows);
+        // Registration may have refused some entities after their rows were taken.
+        let mut refused = Vec::new();
+        for (row, number) in std::mem::take(&mut self.unknown_rows) {
+            let (entity, ..) = self.series[(rows.channel[row as usize].0 & !LOCAL) as usize];
+            if let Slot::Refused { kind, message } = &self.slots[entity as usize] {
+                let (kind, message) = (*kind, message.clone());
+                self.refuse(number, kind, message);
+                refused.push(row);
             }
-            batch = keep(batch, &good);
         }
-        batch.table = self
-            .series
+        if !refused.is_empty() {
+            rows = without(rows, &refused);
+        }
+        let nobody = (EntityId(uuid::Uuid::nil()), EntityType::Meter);
+        let table: Vec<_> = std::mem::take(&mut self.series)
             .into_iter()
             .map(|(entity, metric, unit)| {
-                let (entity, entity_type) = entities[entity as usize]
-                    .clone()
-                    .unwrap_or((EntityId(uuid::Uuid::nil()), EntityType::Meter));
+                let (entity, entity_type) = match self.slots[entity as usize] {
+                    Slot::Known(id, entity_type) => (id, entity_type),
+                    Slot::Unknown(_) | Slot::Refused { .. } => nobody,
+                };
                 BatchSeries { entity, entity_type, metric, unit }
             })
             .collect();
-        self.report.accepted = batch.len() as u64;
-        (batch, self.report)
+        if !table.is_empty() {
+            let channels = series.intern(&table);
+            for channel in &mut rows.channel {
+                if channel.0 & LOCAL != 0 {
+                    *channel = channels[(channel.0 & !LOCAL) as usize];
+                }
+            }
+        }
+        self.report.accepted = rows.len() as u64;
+        (rows, self.report)
     }
 }
 
-/// The rows of a batch that are marked.
-fn keep(batch: Batch, good: &[bool]) -> Batch {
-    fn column<T>(values: Vec<T>, good: &[bool]) -> Vec<T> {
-        values.into_iter().zip(good).filter(|(_, good)| **good).map(|(value, _)| value).collect()
+/// Rows without some of them; `removed` ascends.
+fn without(rows: Readings, removed: &[u32]) -> Readings {
+    fn column<T>(mut values: Vec<T>, removed: &[u32]) -> Vec<T> {
+        let mut row = 0;
+        values.retain(|_| {
+            row += 1;
+            removed.binary_search(&(row - 1)).is_err()
+        });
+        values
     }
-    let new_row: Vec<u32> = good
-        .iter()
-        .scan(0, |next, good| {
-            let row = *next;
-            *next += u32::from(*good);
-            Some(row)
-        })
-        .collect();
-    Batch {
-        series: column(batch.series, good),
-        ts: column(batch.ts, good),
-        value: column(batch.value, good),
-        quality: column(batch.quality, good),
-        metadata: batch
+    let new_row = |row: u32| row - removed.partition_point(|r| *r < row) as u32;
+    Readings {
+        channel: column(rows.channel, removed),
+        ts: column(rows.ts, removed),
+        value: column(rows.value, removed),
+        quality: column(rows.quality, removed),
+        metadata: rows
             .metadata
             .into_iter()
-            .filter(|(row, _)| good[*row as usize])
-            .map(|(row, text)| (new_row[row as usize], text))
+            .filter(|(row, _)| removed.binary_search(row).is_err())
+            .map(|(row, text)| (new_row(row), text))
             .collect(),
-        ..batch
+        created_at: rows.created_at,
     }
 }
 

@@ -7,13 +7,14 @@ pub(super) const HEADER_BYTES: usize = 32;
 /// Larger than any frame that is written: a body is at most a few hundred MiB.
 const CHUNK_RAW_MAX: usize = 1 << 30;
 
-/// Encodes and compresses one batch for [`append_frame`]; done by the request's own task.
-pub(crate) fn encode_chunk(batch: &Batch) -> Vec<u8> {
+/// Compresses one encoded batch for [`append_frame`]; done by the request's own task.
+pub(crate) fn encode_chunk(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut raw = Vec::new();
-    batch.encode(&mut raw);
-    let mut chunk = vec![0; 8];
-    chunk.extend_from_slice(&lz4_flex::block::compress(&raw));
-    let stored = chunk.len() - 8;
+    encode(&mut raw);
+    let mut chunk = vec![0; 8 + lz4_flex::block::get_maximum_output_size(raw.len())];
+    // The buffer is as large as any output may be.
+    let stored = lz4_flex::block::compress_into(&raw, &mut chunk[8..]).unwrap_or(0);
+    chunk.truncate(8 + stored);
     chunk[..4].copy_from_slice(&(stored as u32).to_le_bytes());
     chunk[4..8].copy_from_slice(&(raw.len() as u32).to_le_bytes());
     chunk

@@ -10,6 +10,7 @@ use super::{faulty::FaultyDisk, recover::Recovered, *};
 use crate::{
     ErrorKind,
     batch::{Batch, BatchSeries},
+    series::SeriesTable,
 };
 
 fn batch(n: i64) -> Batch {
@@ -29,6 +30,12 @@ fn batch(n: i64) -> Batch {
     }
 }
 
+fn chunk_of(n: i64) -> Vec<u8> {
+    let series = SeriesTable::default();
+    let readings = batch(n).into_readings(&series);
+    encode_chunk(|out| readings.encode(&series, out))
+}
+
 fn open(dir: &Path, segment_bytes: u64, next_sequence: u64) -> Log {
     Log::new(dir, Box::new(DiskFiles), segment_bytes, Vec::new(), next_sequence)
 }
@@ -37,7 +44,7 @@ fn open(dir: &Path, segment_bytes: u64, next_sequence: u64) -> Log {
 fn write_log(dir: &Path, frames: i64, segment_bytes: u64) -> Vec<PathBuf> {
     let mut log = open(dir, segment_bytes, 1);
     for n in 1..=frames {
-        assert_eq!(log.append(&[encode_chunk(&batch(n))]).expect("append"), n as u64);
+        assert_eq!(log.append(&[chunk_of(n)]).expect("append"), n as u64);
         log.sync().expect("sync");
     }
     segment::list(dir).expect("list").into_iter().map(|(_, path)| path).collect()
@@ -57,7 +64,7 @@ fn frames_above_the_watermark_are_replayed_in_order() {
     assert_eq!(seen, (6..=20).collect::<Vec<_>>());
     assert_eq!((recovered.next_sequence, recovered.torn_bytes), (21, 0));
     let mut log = Log::new(dir.path(), Box::new(DiskFiles), 600, recovered.segments, 21);
-    log.append(&[encode_chunk(&batch(21)), encode_chunk(&batch(22))]).expect("append");
+    log.append(&[chunk_of(21), chunk_of(22)]).expect("append");
     log.sync().expect("sync");
     assert_eq!(replay(dir.path(), 19).expect("recovers").0, [20, 21, 22]);
     log.delete_through(20).expect("delete");
@@ -139,13 +146,13 @@ fn unsynced_frames_are_one_torn_tail() {
     let dir = TempDir::new().expect("dir");
     let mut log = open(dir.path(), 1 << 20, 1);
     for n in 1..=2 {
-        log.append(&[encode_chunk(&batch(n))]).expect("append");
+        log.append(&[chunk_of(n)]).expect("append");
         log.sync().expect("sync");
     }
     let path = segment::list(dir.path()).expect("list")[0].1.clone();
     let synced = std::fs::metadata(&path).expect("size").len() as usize;
     for n in 3..=5 {
-        log.append(&[encode_chunk(&batch(n))]).expect("append");
+        log.append(&[chunk_of(n)]).expect("append");
     }
     let whole = std::fs::read(&path).expect("read");
     let third = frame::read_frame(&whole[synced..]).expect("frame").len;
@@ -177,17 +184,17 @@ fn full_disk_refuses_the_write_and_the_log_goes_on() {
     let dir = TempDir::new().expect("dir");
     let disk = FaultyDisk::default();
     let mut log = Log::new(dir.path(), Box::new(disk.clone()), 1 << 20, Vec::new(), 1);
-    log.append(&[encode_chunk(&batch(1))]).expect("append");
+    log.append(&[chunk_of(1)]).expect("append");
     disk.fail_append.store(true, Ordering::Relaxed);
-    match log.append(&[encode_chunk(&batch(2))]) {
+    match log.append(&[chunk_of(2)]) {
         Err(AppendError::Refused(error)) => assert_eq!(error.kind, ErrorKind::StorageFull),
         other => panic!("{other:?}"),
     }
     disk.fail_append.store(false, Ordering::Relaxed);
-    assert_eq!(log.append(&[encode_chunk(&batch(3))]).expect("append"), 2);
+    assert_eq!(log.append(&[chunk_of(3)]).expect("append"), 2);
     log.sync().expect("sync");
     assert_eq!(replay(dir.path(), 0).expect("recovers").0, [1, 3]);
     disk.fail_append.store(true, Ordering::Relaxed);
     disk.fail_truncate.store(true, Ordering::Relaxed);
-    assert!(matches!(log.append(&[encode_chunk(&batch(4))]), Err(AppendError::Broken(_))));
+    assert!(matches!(log.append(&[chunk_of(4)]), Err(AppendError::Broken(_))));
 }

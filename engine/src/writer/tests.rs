@@ -5,7 +5,7 @@ use wattlake_catalog::{EntityId, EntityType, Manifest, Quality, SnapshotId};
 
 use super::*;
 use crate::{
-    BatchSeries,
+    Batch, BatchSeries,
     series::SeriesTable,
     wal::{encode_chunk, faulty::FaultyDisk, recover},
 };
@@ -51,10 +51,10 @@ impl Harness {
             metadata: Vec::new(),
             created_at: n,
         };
-        let interned = self.versions.series.intern(&batch.table);
-        let chunk = encode_chunk(&batch);
+        let readings = batch.into_readings(&self.versions.series);
+        let chunk = encode_chunk(|out| readings.encode(&self.versions.series, out));
         let (ack, answer) = oneshot::channel();
-        let write = PendingWrite { batch, interned, chunk, ack };
+        let write = PendingWrite { readings, chunk, ack };
         self.writer.sender.send(Command::Write(write)).expect("writer lives");
         answer.await.expect("an answer")
     }

@@ -33,7 +33,7 @@ use datafusion::{
 use object_store::ObjectMeta;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet};
-use wattlake_engine::{HotSeries, ReadView, Storage, measurement_schema};
+use wattlake_engine::{ReadView, SeriesRows, Storage, measurement_schema};
 
 use super::{ARCHIVE_URL, key_range::KeyRange};
 use crate::error::ApiError;
@@ -154,23 +154,23 @@ impl MeasurementsTable {
         Ok(Some(self.to_batch(&series)?))
     }
 
-    fn to_batch(&self, series: &[HotSeries]) -> Result<RecordBatch> {
+    fn to_batch(&self, series: &[SeriesRows]) -> Result<RecordBatch> {
         let [mut entity, mut kind, mut metric, mut unit, mut quality, mut metadata] =
             std::array::from_fn(|_| StringViewBuilder::new().with_deduplicate_strings());
         let (mut ts, mut value, mut created) = (Vec::new(), Vec::new(), Vec::new());
         for one in series {
             let id = one.key.entity.to_string();
-            for row in &one.rows {
+            for (unit_text, text) in self.view.hot.units(one).zip(one.rows.metadata()) {
                 entity.append_value(&id);
                 kind.append_value(one.key.entity_type.as_str());
                 metric.append_value(&*one.key.metric);
-                unit.append_value(&*self.view.hot.unit(row));
-                quality.append_value(row.quality.as_str());
-                metadata.append_option(row.metadata.as_deref());
-                ts.push(row.ts);
-                value.push(row.value);
-                created.push(row.created_at);
+                unit.append_value(&*unit_text);
+                metadata.append_option(text);
             }
+            one.rows.quality.iter().for_each(|q| quality.append_value(q.as_str()));
+            ts.extend_from_slice(&one.rows.ts);
+            value.extend_from_slice(&one.rows.value);
+            created.extend_from_slice(&one.rows.created_at);
         }
         let time = |values: Vec<i64>| -> ArrayRef {
             Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
