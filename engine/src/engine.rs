@@ -130,9 +130,7 @@ impl Engine {
             snapshot = versions.current().manifest.snapshot.0,
             "recovered"
         );
-        let next = recovered.next_sequence;
-        let segment_bytes = settings.wal.segment_bytes.0;
-        let log = Log::new(&wal_dir, Box::new(DiskFiles), segment_bytes, recovered.segments, next);
+        let log = Log::new(&wal_dir, Box::new(DiskFiles), settings.wal.segment_bytes.0, recovered);
         let frozen = Arc::new(Notify::new());
         let (failed_sender, failed) = watch::channel(None);
         let writer = writer::spawn(

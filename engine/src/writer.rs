@@ -40,7 +40,7 @@ pub(crate) enum Command {
     Write(PendingWrite),
     /// Freezes the active memtable.
     Freeze(oneshot::Sender<()>),
-    /// Deletes the segments whose frames are all at or below this.
+    /// Releases the segments whose frames are all at or below this.
     Release(u64),
 }
 
@@ -158,9 +158,9 @@ impl State {
                 let _ = reply.send(());
             }
             Command::Release(watermark) => {
-                if let Err(error) = self.log.delete_through(watermark) {
-                    // They are deleted after the next flush or at the next start.
-                    tracing::warn!(%error, "log segments could not be deleted");
+                if let Err(error) = self.log.release_through(watermark) {
+                    // They are released after the next flush or at the next start.
+                    tracing::warn!(%error, "log segments could not be released");
                 }
                 self.update_stats();
             }

@@ -52,6 +52,10 @@ impl SegmentFiles for FaultyDisk {
         Ok(Box::new(FaultyFile(DiskFiles.create(path)?, self.clone())))
     }
 
+    fn reopen(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(FaultyFile(DiskFiles.reopen(path)?, self.clone())))
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         DiskFiles.sync_dir(dir)
     }

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     frame,
+    recover::Recovered,
     segment::{self, Segment},
 };
 use crate::{Error, Result};
@@ -22,6 +23,8 @@ pub(crate) trait SegmentFile: Send {
 /// Makes segment files; tests put failing ones in its place.
 pub(crate) trait SegmentFiles: Send {
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
+    /// Opens a file to be written again from its start; its length stays.
+    fn reopen(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
 
@@ -49,6 +52,10 @@ impl SegmentFiles for DiskFiles {
         Ok(Box::new(OpenOptions::new().write(true).create(true).truncate(true).open(path)?))
     }
 
+    fn reopen(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).open(path)?))
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
@@ -69,6 +76,8 @@ pub(crate) struct Log {
     files: Box<dyn SegmentFiles>,
     segment_bytes: u64,
     closed: Vec<Segment>,
+    /// Files of released segments. Writing over them needs no new blocks, which makes a sync about twice as fast.
+    spares: Vec<PathBuf>,
     current: Option<Current>,
     next_sequence: u64,
     /// The last frame is not synced yet.
@@ -88,15 +97,16 @@ impl Log {
         dir: &Path,
         files: Box<dyn SegmentFiles>,
         segment_bytes: u64,
-        closed: Vec<Segment>,
-        next_sequence: u64,
+        recovered: Recovered,
     ) -> Self {
         let dir = dir.to_owned();
+        let Recovered { segments: closed, spares, next_sequence, .. } = recovered;
         Self {
             dir,
             files,
             segment_bytes,
             closed,
+            spares,
             current: None,
             next_sequence,
             is_unsynced: false,
@@ -124,7 +134,8 @@ impl Log {
         let current = match &mut self.current {
             Some(current) => current,
             None => self.current.insert(
-                start_segment(&*self.files, &self.dir, self.next_sequence).map_err(AppendError::Refused)?,
+                start_segment(&*self.files, &self.dir, self.spares.pop(), self.next_sequence)
+                    .map_err(AppendError::Refused)?,
             ),
         };
         let sequence = self.next_sequence;
@@ -164,15 +175,23 @@ impl Log {
         }
     }
 
-    /// Deletes the closed segments whose frames are all in committed files.
-    pub(crate) fn delete_through(&mut self, watermark: u64) -> Result<()> {
+    /// Releases the closed segments whose frames are all in committed files: some are kept to be written over, the others
+    /// deleted.
+    pub(crate) fn release_through(&mut self, watermark: u64) -> Result<()> {
         let (done, keep): (Vec<_>, Vec<_>) =
             self.closed.drain(..).partition(|segment| segment.last <= watermark);
         self.closed = keep;
         for segment in done {
-            match std::fs::remove_file(&segment.path) {
+            let is_kept = self.spares.len() < SPARES_MAX;
+            let spare = segment.path.with_extension(segment::SPARE);
+            let released = match is_kept {
+                true => std::fs::rename(&segment.path, &spare),
+                false => std::fs::remove_file(&segment.path),
+            };
+            match released {
+                Ok(()) if is_kept => self.spares.push(spare),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("delete", &segment.path, &error));
+                    return Err(Error::io("release", &segment.path, &error));
                 }
                 _ => {}
             }
@@ -181,13 +200,29 @@ impl Log {
     }
 }
 
-/// Creates a segment file; it is in its folder for good before any frame is.
-fn start_segment(files: &dyn SegmentFiles, dir: &Path, first: u64) -> Result<Current> {
+/// Released segments kept to be written over.
+const SPARES_MAX: usize = 4;
+
+/// Starts a segment, in a new file or over a released one; it is in its folder for good before any frame is. What a
+/// released file held before stays behind the new frames: its sequence numbers are lower, so that nobody takes it for
+/// them.
+fn start_segment(
+    files: &dyn SegmentFiles,
+    dir: &Path,
+    spare: Option<PathBuf>,
+    first: u64,
+) -> Result<Current> {
     let path = segment::path(dir, first);
     let start = || {
-        let mut file = files.create(&path)?;
+        let mut file = match &spare {
+            Some(spare) => files.reopen(spare)?,
+            None => files.create(&path)?,
+        };
         file.append(&segment::header(first))?;
         file.sync()?;
+        if let Some(spare) = &spare {
+            std::fs::rename(spare, &path)?;
+        }
         files.sync_dir(dir)?;
         Ok(file)
     };

@@ -1,7 +1,10 @@
 //! Reading the log at start: whole frames are replayed, the torn tail of the last segment is cut off, any other damage
 //! stops start-up (WAL-3).
 
-use std::{fs::OpenOptions, path::Path};
+use std::{
+    fs::OpenOptions,
+    path::{Path, PathBuf},
+};
 
 use memchr::memmem;
 
@@ -14,8 +17,10 @@ use crate::{Error, Result, batch::Batch};
 /// What a recovery found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Recovered {
-    /// The segments that still hold frames above the watermark, or that wait to be deleted.
+    /// The segments that still hold frames above the watermark, or that wait to be released.
     pub segments: Vec<Segment>,
+    /// Files of released segments.
+    pub spares: Vec<PathBuf>,
     pub next_sequence: u64,
     /// Frames above the watermark.
     pub replayed_frames: u64,
@@ -33,8 +38,11 @@ pub(crate) fn recover(
     mut apply: impl FnMut(u64, Vec<Batch>),
 ) -> Result<Recovered> {
     let listed = segment::list(dir)?;
-    let mut found = Recovered { next_sequence: watermark + 1, ..Recovered::default() };
+    let spares = segment::list_spares(dir)?;
+    let mut found = Recovered { next_sequence: watermark + 1, spares, ..Recovered::default() };
     let mut expected: Option<u64> = None;
+    // Why the segment before ended where it did, in case the next one does not go on from there.
+    let mut ended: Option<Error> = None;
     let count = listed.len();
     for (i, (named_first, path)) in listed.into_iter().enumerate() {
         let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, &error))?;
@@ -58,6 +66,9 @@ pub(crate) fn recover(
         };
         match expected {
             Some(expected) if first != expected => {
+                if let Some(error) = ended {
+                    return Err(error);
+                }
                 return Err(damaged(0, &format!("starts with frame {first} where {expected} should follow")));
             }
             None if first > watermark + 1 => {
@@ -68,21 +79,30 @@ pub(crate) fn recover(
             }
             _ => {}
         }
+        ended = None;
         let mut sequence = first;
         let mut offset = segment::HEADER_BYTES;
         while offset < bytes.len() {
             let frame = match read_frame(&bytes[offset..]) {
                 Ok(frame) if frame.sequence == sequence => frame,
-                Ok(frame) => {
+                Ok(frame) if frame.sequence > sequence => {
                     let what = format!("frame {} where {sequence} should follow", frame.sequence);
                     return Err(damaged(offset, &what));
                 }
-                Err(what) => {
-                    if !is_last || whole_frame_after(&bytes, offset + 1, sequence).is_some() {
-                        return Err(damaged(offset, &what));
+                // What this file held before it was written over, or the torn tail.
+                earlier_or_torn => {
+                    let what = earlier_or_torn.err();
+                    if whole_frame_after(&bytes, offset + 1, sequence).is_some() {
+                        return Err(damaged(offset, what.as_deref().unwrap_or("an earlier frame")));
                     }
-                    found.torn_bytes = (bytes.len() - offset) as u64;
-                    truncate(&path, offset as u64)?;
+                    if is_last {
+                        // Bytes of an earlier use of the file are no loss.
+                        if what.is_some() && bytes[offset..].iter().zip(&MAGIC).all(|(a, b)| a == b) {
+                            found.torn_bytes = (bytes.len() - offset) as u64;
+                        }
+                        truncate(&path, offset as u64)?;
+                    }
+                    ended = what.map(|what| damaged(offset, &what));
                     break;
                 }
             };

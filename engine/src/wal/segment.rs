@@ -7,6 +7,9 @@ use crate::{Error, Result};
 pub(super) const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"WATTWAL1";
 const VERSION: u32 = 1;
+const EXTENSION: &str = "wal";
+/// The file name's ending of a released segment that waits to be written over.
+pub(super) const SPARE: &str = "free";
 
 /// A closed segment; `last` is below `first` when it holds no frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +21,7 @@ pub(crate) struct Segment {
 
 /// The file of the segment whose first frame has this sequence number.
 pub(super) fn path(dir: &Path, first: u64) -> PathBuf {
-    dir.join(format!("{first:020}.wal"))
+    dir.join(format!("{first:020}.{EXTENSION}"))
 }
 
 pub(super) fn header(first: u64) -> [u8; HEADER_BYTES] {
@@ -51,17 +54,27 @@ pub(super) fn read_header(bytes: &[u8]) -> Result<u64, String> {
 
 /// The segment files of a folder with the sequence numbers in their names, in order.
 pub(super) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found: Vec<_> = files_of(dir, EXTENSION)?
+        .into_iter()
+        .filter_map(|path| Some((path.file_stem()?.to_str()?.parse().ok()?, path)))
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// Released segments.
+pub(super) fn list_spares(dir: &Path) -> Result<Vec<PathBuf>> {
+    files_of(dir, SPARE)
+}
+
+fn files_of(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).map_err(|error| Error::io("read", dir, &error))?;
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(|error| Error::io("read", dir, &error))?.path();
-        let first = (path.extension().is_some_and(|ext| ext == "wal"))
-            .then(|| path.file_stem()?.to_str()?.parse().ok())
-            .flatten();
-        if let Some(first) = first {
-            found.push((first, path));
+        if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
         }
     }
-    found.sort();
     Ok(found)
 }

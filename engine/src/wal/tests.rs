@@ -36,8 +36,12 @@ fn chunk_of(n: i64) -> Vec<u8> {
     encode_chunk(|out| readings.encode(&series, out))
 }
 
+fn empty(next_sequence: u64) -> Recovered {
+    Recovered { next_sequence, ..Recovered::default() }
+}
+
 fn open(dir: &Path, segment_bytes: u64, next_sequence: u64) -> Log {
-    Log::new(dir, Box::new(DiskFiles), segment_bytes, Vec::new(), next_sequence)
+    Log::new(dir, Box::new(DiskFiles), segment_bytes, empty(next_sequence))
 }
 
 /// Writes frames 1..=n, one batch each, and answers the segment files.
@@ -63,11 +67,11 @@ fn frames_above_the_watermark_are_replayed_in_order() {
     let (seen, recovered) = replay(dir.path(), 5).expect("recovers");
     assert_eq!(seen, (6..=20).collect::<Vec<_>>());
     assert_eq!((recovered.next_sequence, recovered.torn_bytes), (21, 0));
-    let mut log = Log::new(dir.path(), Box::new(DiskFiles), 600, recovered.segments, 21);
+    let mut log = Log::new(dir.path(), Box::new(DiskFiles), 600, recovered);
     log.append(&[chunk_of(21), chunk_of(22)]).expect("append");
     log.sync().expect("sync");
     assert_eq!(replay(dir.path(), 19).expect("recovers").0, [20, 21, 22]);
-    log.delete_through(20).expect("delete");
+    log.release_through(20).expect("release");
     assert_eq!(replay(dir.path(), 20).expect("recovers").0, [21, 22]);
 }
 
@@ -167,6 +171,54 @@ fn unsynced_frames_are_one_torn_tail() {
     assert_eq!(replay(dir.path(), 0).expect_err("damage").kind, ErrorKind::Corrupt);
 }
 
+/// Released segments are written over; what they held before is neither replayed nor taken for damage, wherever the new
+/// frames end.
+#[test]
+fn segments_are_written_over_and_old_frames_stay_dead() {
+    let dir = TempDir::new().expect("dir");
+    let mut log = open(dir.path(), 700, 1);
+    let mut n = 0;
+    for _ in 0..40 {
+        n += 1;
+        log.append(&[chunk_of(n)]).expect("append");
+        log.sync().expect("sync");
+        if n % 5 == 0 {
+            log.release_through(n as u64 - 2).expect("release");
+        }
+        let watermark = (n / 5 * 5 - 2).max(0);
+        let copy = TempDir::new().expect("copy");
+        for entry in std::fs::read_dir(dir.path()).expect("folder") {
+            let entry = entry.expect("entry");
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("copy");
+        }
+        let (seen, recovered) = replay(copy.path(), watermark as u64).expect("recovers");
+        assert_eq!(seen, (watermark + 1..=n).collect::<Vec<_>>());
+        assert_eq!(recovered.torn_bytes, 0, "old frames are no torn tail");
+    }
+    assert!(!segment::list_spares(dir.path()).expect("list").is_empty(), "files are kept to be written over");
+    // A torn frame in front of old ones is a tail; a damaged one in front of a new one is damage.
+    let (_, path) = segment::list(dir.path()).expect("list").pop().expect("a segment");
+    let whole = std::fs::read(&path).expect("read");
+    let mut ends = vec![segment::HEADER_BYTES];
+    let first = frame::read_frame(&whole[ends[0]..]).expect("frame").sequence;
+    while let Ok(frame) = frame::read_frame(&whole[ends[ends.len() - 1]..])
+        && frame.sequence == first + ends.len() as u64 - 1
+    {
+        ends.push(ends[ends.len() - 1] + frame.len);
+    }
+    assert!(ends.len() > 2 && ends[ends.len() - 1] < whole.len(), "new frames in front of old ones");
+    let flip = |at: usize| {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        std::fs::write(&path, damaged).expect("write");
+        replay(dir.path(), 38)
+    };
+    assert_eq!(flip(ends[ends.len() - 3] + 40).expect_err("damage").kind, ErrorKind::Corrupt);
+    let (seen, recovered) = flip(ends[ends.len() - 1] - 5).expect("a tail");
+    assert_eq!((seen, recovered.next_sequence), (vec![39], 40));
+    assert!(recovered.torn_bytes > 0);
+}
+
 #[test]
 fn missing_segments_stop_start_up() {
     let dir = TempDir::new().expect("dir");
@@ -183,7 +235,7 @@ fn missing_segments_stop_start_up() {
 fn full_disk_refuses_the_write_and_the_log_goes_on() {
     let dir = TempDir::new().expect("dir");
     let disk = FaultyDisk::default();
-    let mut log = Log::new(dir.path(), Box::new(disk.clone()), 1 << 20, Vec::new(), 1);
+    let mut log = Log::new(dir.path(), Box::new(disk.clone()), 1 << 20, empty(1));
     log.append(&[chunk_of(1)]).expect("append");
     disk.fail_append.store(true, Ordering::Relaxed);
     match log.append(&[chunk_of(2)]) {
