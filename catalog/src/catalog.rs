@@ -1,7 +1,7 @@
 //! [`Catalog`]: the face of the crate.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 
 use crate::{
-    Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, Fleet, Manifest,
-    Meter, MeterDraft, NewEntities, NewToken, OnboardingDraft, Result, SecretKey, Site, SiteDraft, SiteId,
+    Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, Expired, Fleet,
+    Manifest, Meter, MeterDraft, NamedSnapshot, NewEntities, NewToken, OnboardingDraft, Result, Scheduled, SecretKey, Site, SiteDraft, SiteId,
     SnapshotAt, Token,
     db::{Db, Tx},
     entities::{Writer, load_fleet},
@@ -187,6 +187,55 @@ impl Catalog {
     /// was published then.
     pub async fn commit(&self, request: &CommitRequest) -> Result<CommitResult> {
         manifest::commit(&self.db, request, Timestamp::now()).await
+    }
+
+    /// Forgets the snapshots that were superseded before `before` and have no name, and schedules the objects that only
+    /// they name. With `is_dry_run` nothing is changed.
+    pub async fn expire(&self, before: Timestamp, now: Timestamp, is_dry_run: bool) -> Result<Expired> {
+        manifest::expire(&self.db, before, now, is_dry_run).await
+    }
+
+    /// Objects that no snapshot names any more, oldest first.
+    pub async fn scheduled_objects(&self) -> Result<Vec<Scheduled>> {
+        manifest::scheduled(&self.db).await
+    }
+
+    /// Forgets scheduled objects that were deleted.
+    pub async fn forget_scheduled(&self, paths: &[String]) -> Result<()> {
+        manifest::forget_scheduled(&self.db, paths).await
+    }
+
+    /// Every object that a kept snapshot names or that is scheduled, relative to the storage's root.
+    pub async fn known_objects(&self) -> Result<HashSet<String>> {
+        manifest::known_objects(&self.db).await
+    }
+
+    /// Keeps the newest snapshot under a name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the name is taken.
+    pub async fn name_snapshot(&self, name: &str, now: Timestamp) -> Result<NamedSnapshot> {
+        manifest::name_latest(&self.db, name, now).await
+    }
+
+    /// The snapshots that have names, by name.
+    pub async fn named_snapshots(&self) -> Result<Vec<NamedSnapshot>> {
+        manifest::named(&self.db).await
+    }
+
+    /// Gives up a name; its snapshot then expires like any other.
+    pub async fn forget_snapshot_name(&self, name: &str) -> Result<()> {
+        manifest::forget_name(&self.db, name).await
+    }
+
+    /// The wall clock at the last round of maintenance, microseconds since 1970 UTC; 0 before the first.
+    pub async fn clock_seen(&self) -> Result<i64> {
+        manifest::clock_seen(&self.db).await
+    }
+
+    /// Notes the wall clock of a round of maintenance.
+    pub async fn note_clock(&self, micros: i64) -> Result<()> {
+        manifest::note_clock(&self.db, micros).await
     }
 
     /// Makes a token; the answer is the only time that it is seen.

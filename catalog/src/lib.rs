@@ -20,8 +20,8 @@ pub use entities::{NewEntities, OnboardingDraft, OnboardingMeter, OnboardingSour
 pub use error::{Error, ErrorKind, Result};
 pub use fleet::{Entity, Fleet};
 pub use manifest::{
-    CommitRequest, CommitResult, DataFile, DeleteFile, FileBounds, Manifest, NewDataFile, NewDeleteFile,
-    SnapshotAt, SnapshotId, StoredFile, columns,
+    CommitRequest, CommitResult, DataFile, DeleteFile, Expired, FileBounds, Manifest, NamedSnapshot,
+    NewDataFile, NewDeleteFile, RemovedFile, Scheduled, SnapshotAt, SnapshotId, StoredFile, columns,
 };
 pub use model::{
     Category, EnergySource, EnergySourceDraft, EntityId, EntityType, IndustryType, Meter, MeterDraft,

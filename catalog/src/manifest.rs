@@ -5,6 +5,7 @@
 
 mod commit;
 mod create;
+mod expire;
 mod read;
 
 use std::sync::Arc;
@@ -13,6 +14,11 @@ use jiff::Timestamp;
 
 pub(crate) use commit::commit;
 pub(crate) use create::create;
+pub use expire::{Expired, NamedSnapshot, Scheduled};
+pub(crate) use expire::{
+    clock_seen, expire, forget_name, forget_scheduled, known_objects, name_latest, named, note_clock,
+    scheduled,
+};
 pub(crate) use read::{load, load_checkpoint, resolve};
 
 /// The table id of `measurements`.
@@ -23,10 +29,12 @@ const TABLE_ID: i64 = 1;
 pub struct SnapshotId(pub i64);
 
 /// Which snapshot to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotAt {
     Latest,
     Id(SnapshotId),
+    /// The one kept under this name.
+    Name(String),
     /// The last one committed at or before this instant.
     Time(Timestamp),
 }
@@ -134,11 +142,22 @@ pub struct NewDeleteFile {
     pub count: u64,
 }
 
+/// A live data file that leaves the archive with the next snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemovedFile {
+    pub data_file_id: i64,
+    /// Its live delete file when the change was computed.
+    pub delete_file_id: Option<i64>,
+}
+
 /// One change of the archive.
 #[derive(Clone, Debug, Default)]
 pub struct CommitRequest {
     pub new_files: Vec<NewDataFile>,
     pub new_deletes: Vec<NewDeleteFile>,
+    pub removed: Vec<RemovedFile>,
+    /// The new files hold exactly the live rows of the removed ones.
+    pub is_rewrite: bool,
     /// Everything in the write-ahead log up to this sequence number is in the files.
     pub wal_sequence: Option<u64>,
     pub message: String,
@@ -155,7 +174,8 @@ pub struct CommitResult {
 impl Manifest {
     /// The manifest after a commit on top of this one.
     pub fn after(&self, request: &CommitRequest, result: &CommitResult) -> Self {
-        let mut files = self.files.clone();
+        let is_removed = |id: i64| request.removed.iter().any(|removed| removed.data_file_id == id);
+        let mut files: Vec<_> = self.files.iter().filter(|file| !is_removed(file.id)).cloned().collect();
         for (new, id) in request.new_deletes.iter().zip(&result.delete_file_ids) {
             if let Some(file) = files.iter_mut().find(|file| file.id == new.data_file_id) {
                 let delete = DeleteFile { id: *id, stored: new.stored.clone(), count: new.count };
@@ -183,6 +203,14 @@ impl Manifest {
 }
 
 impl DataFile {
+    /// How it is named in a change that takes it away.
+    pub fn removal(&self) -> RemovedFile {
+        RemovedFile {
+            data_file_id: self.id,
+            delete_file_id: self.delete.as_ref().map(|delete| delete.id),
+        }
+    }
+
     pub fn live_rows(&self) -> u64 {
         self.rows - self.delete.as_ref().map_or(0, |delete| delete.count)
     }

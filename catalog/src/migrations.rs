@@ -7,7 +7,10 @@ use sqlx::{
 
 use crate::{Error, ErrorKind, Result, db::Db};
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "initial", include_str!("../migrations/0001_initial.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "initial", include_str!("../migrations/0001_initial.sql")),
+    (2, "maintenance", include_str!("../migrations/0002_maintenance.sql")),
+];
 
 /// Brings the schema to this binary's version, each step in one transaction.
 pub(crate) async fn run(db: &Db) -> Result<()> {

@@ -43,6 +43,8 @@ conformance! {
     commits_publish_files_and_watermark,
     stale_commits_publish_nothing,
     earlier_snapshots_stay_readable,
+    rewrites_replace_files_and_keep_history,
+    expiry_keeps_the_window_and_what_has_a_name,
     concurrent_writers_take_turns,
 }
 
@@ -340,6 +342,81 @@ mod suite {
             catalog.manifest(SnapshotAt::Time(before)).await.expect_err("none").kind,
             ErrorKind::NotFound
         );
+    }
+
+    fn add(names: &[&str]) -> CommitRequest {
+        CommitRequest { new_files: names.iter().map(|name| file(name)).collect(), ..CommitRequest::default() }
+    }
+
+    async fn latest(catalog: &Catalog) -> Manifest {
+        catalog.manifest(SnapshotAt::Latest).await.expect("manifest")
+    }
+
+    /// The new file replaces two, of which one has deletes; a base that moved on is refused.
+    async fn rewrite(catalog: &Catalog, base: &Manifest, name: &str) -> Result<CommitResult> {
+        let removed = base.files.iter().map(|file| file.removal()).collect();
+        catalog.commit(&CommitRequest { removed, is_rewrite: true, ..add(&[name]) }).await
+    }
+
+    pub(super) async fn rewrites_replace_files_and_keep_history(catalog: &Catalog) {
+        catalog.commit(&add(&["a", "b"])).await.expect("commit");
+        let before = latest(catalog).await;
+        let deletes = CommitRequest { new_deletes: vec![delete(0, None, 3)], ..CommitRequest::default() };
+        catalog.commit(&deletes).await.expect("commit");
+        let error = rewrite(catalog, &before, "c").await.expect_err("file 0 has deletes meanwhile");
+        assert_eq!(error.kind, ErrorKind::Stale);
+        let with_deletes = latest(catalog).await;
+        let removed: Vec<_> = with_deletes.files.iter().map(|file| file.removal()).collect();
+        let request = CommitRequest { removed, is_rewrite: true, ..add(&["c"]) };
+        let result = catalog.commit(&request).await.expect("rewrite");
+        let after = latest(catalog).await;
+        assert_eq!(after, with_deletes.after(&request, &result), "memory and database agree");
+        assert_eq!((after.files.len(), after.live_rows()), (1, 100));
+        let earlier = catalog.manifest(SnapshotAt::Id(with_deletes.snapshot)).await.expect("manifest");
+        assert_eq!((earlier.files.len(), earlier.live_rows()), (2, 197));
+        assert_eq!(rewrite(catalog, &with_deletes, "d").await.expect_err("gone").kind, ErrorKind::Stale);
+    }
+
+    pub(super) async fn expiry_keeps_the_window_and_what_has_a_name(catalog: &Catalog) {
+        let now = Timestamp::now();
+        let pause = async || tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        catalog.commit(&add(&["a"])).await.expect("commit");
+        let first = latest(catalog).await;
+        let named = catalog.name_snapshot("audit-2025", now).await.expect("named");
+        assert_eq!(named.snapshot, first.snapshot);
+        assert_eq!(catalog.name_snapshot("audit-2025", now).await.expect_err("taken").kind, ErrorKind::Conflict);
+        assert_eq!(catalog.name_snapshot("2025; --", now).await.expect_err("odd").kind, ErrorKind::Invalid);
+        rewrite(catalog, &first, "b").await.expect("rewrite");
+        let second = latest(catalog).await;
+        rewrite(catalog, &second, "c").await.expect("rewrite");
+        let third = latest(catalog).await;
+        pause().await;
+        let limit = Timestamp::now();
+        pause().await;
+        rewrite(catalog, &third, "d").await.expect("rewrite");
+        let planned = catalog.expire(limit, now, true).await.expect("dry run");
+        assert!(catalog.manifest(SnapshotAt::Id(second.snapshot)).await.is_ok(), "a dry run changes nothing");
+        let expired = catalog.expire(limit, now, false).await.expect("expiry");
+        assert_eq!(planned, expired);
+        // Gone: the two empty snapshots of the creation and the second, with the file that only it names.
+        assert_eq!((expired.snapshots, expired.data_files), (3, 1));
+        let scheduled = catalog.scheduled_objects().await.expect("scheduled");
+        assert_eq!(scheduled.iter().map(|s| s.path.as_str()).collect::<Vec<_>>(), ["measurements/month=2026-01/b.parquet"]);
+        let by_name = catalog.manifest(SnapshotAt::Name("audit-2025".into())).await.expect("named");
+        assert_eq!(by_name, first);
+        assert_eq!(catalog.manifest(SnapshotAt::Time(limit)).await.expect("window"), third);
+        assert_eq!(
+            catalog.manifest(SnapshotAt::Id(second.snapshot)).await.expect_err("gone").kind,
+            ErrorKind::NotFound
+        );
+        assert_eq!(catalog.known_objects().await.expect("known").len(), 4);
+        catalog.forget_scheduled(&[scheduled[0].path.clone()]).await.expect("swept");
+        assert_eq!(catalog.known_objects().await.expect("known").len(), 3);
+        catalog.forget_snapshot_name("audit-2025").await.expect("forgotten");
+        assert_eq!(catalog.forget_snapshot_name("x").await.expect_err("unknown").kind, ErrorKind::NotFound);
+        assert_eq!(catalog.expire(limit, now, false).await.expect("expiry").data_files, 1);
+        catalog.note_clock(77).await.expect("clock");
+        assert_eq!(catalog.clock_seen().await.expect("clock"), 77);
     }
 
     pub(super) async fn concurrent_writers_take_turns(catalog: &Catalog) {

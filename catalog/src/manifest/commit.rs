@@ -79,13 +79,17 @@ async fn write(tx: &mut Tx, request: &CommitRequest, token: &str, now: Timestamp
         data_file_ids: Vec::new(),
         delete_file_ids: Vec::new(),
     };
-    if request.new_files.is_empty() && request.new_deletes.is_empty() {
+    if request.new_files.is_empty() && request.new_deletes.is_empty() && request.removed.is_empty() {
         return Ok(result);
     }
     counters.snapshot += 1;
     result.snapshot = SnapshotId(counters.snapshot);
     for delete in &request.new_deletes {
-        expect_base(tx, delete).await?;
+        expect_base(tx, delete.data_file_id, delete.replaces).await?;
+    }
+    for removed in &request.removed {
+        expect_base(tx, removed.data_file_id, removed.delete_file_id).await?;
+        remove_data_file(tx, removed.data_file_id, &counters).await?;
     }
     for file in &request.new_files {
         result.data_file_ids.push(insert_data_file(tx, file, &mut counters).await?);
@@ -98,17 +102,35 @@ async fn write(tx: &mut Tx, request: &CommitRequest, token: &str, now: Timestamp
 }
 
 /// The data file is live and its delete file is still the one that the request was computed from.
-async fn expect_base(tx: &mut Tx, delete: &NewDeleteFile) -> Result<()> {
+async fn expect_base(tx: &mut Tx, data_file_id: i64, delete_file_id: Option<i64>) -> Result<()> {
     let sql = "SELECT (SELECT delete_file_id FROM ducklake_delete_file d WHERE d.data_file_id = f.data_file_id \
                AND d.end_snapshot IS NULL) FROM ducklake_data_file f WHERE data_file_id = $1 AND end_snapshot IS NULL";
-    let row = tx.row(sql, params![delete.data_file_id]).await?;
+    let row = tx.row(sql, params![data_file_id]).await?;
     match row.map(|row| row.opt_int(0)).transpose()? {
-        Some(current) if current == delete.replaces => Ok(()),
+        Some(current) if current == delete_file_id => Ok(()),
         _ => Err(Error::new(
             ErrorKind::Stale,
-            format!("data file {} changed since its deletes were computed", delete.data_file_id),
+            format!("data file {data_file_id} changed since the change was computed"),
         )),
     }
+}
+
+/// Ends a data file and its delete file; earlier snapshots keep them.
+async fn remove_data_file(tx: &mut Tx, id: i64, counters: &Counters) -> Result<()> {
+    tx.execute(
+        "UPDATE ducklake_table_stats SET \
+         record_count = record_count - (SELECT record_count FROM ducklake_data_file WHERE data_file_id = $2), \
+         file_size_bytes = file_size_bytes - (SELECT file_size_bytes FROM ducklake_data_file WHERE data_file_id = $2) \
+         WHERE table_id = $1",
+        params![TABLE_ID, id],
+    )
+    .await?;
+    for table in ["ducklake_data_file", "ducklake_delete_file"] {
+        let sql =
+            format!("UPDATE {table} SET end_snapshot = $2 WHERE data_file_id = $1 AND end_snapshot IS NULL");
+        tx.execute(&sql, params![id, counters.snapshot]).await?;
+    }
+    Ok(())
 }
 
 async fn insert_data_file(tx: &mut Tx, file: &NewDataFile, counters: &mut Counters) -> Result<i64> {
@@ -226,11 +248,15 @@ async fn insert_snapshot(
     )
     .await?;
     let mut changes = Vec::new();
-    if !request.new_files.is_empty() {
-        changes.push(format!("inserted_into_table:{TABLE_ID}"));
-    }
-    if !request.new_deletes.is_empty() {
-        changes.push(format!("deleted_from_table:{TABLE_ID}"));
+    if request.is_rewrite {
+        changes.push(format!("rewrite_delete:{TABLE_ID}"));
+    } else {
+        if !request.new_files.is_empty() {
+            changes.push(format!("inserted_into_table:{TABLE_ID}"));
+        }
+        if !(request.new_deletes.is_empty() && request.removed.is_empty()) {
+            changes.push(format!("deleted_from_table:{TABLE_ID}"));
+        }
     }
     tx.execute(
         "INSERT INTO ducklake_snapshot_changes (snapshot_id, changes_made, author, commit_message, \

@@ -11,8 +11,13 @@ use crate::{
 /// Finds the snapshot that `at` names.
 pub(crate) async fn resolve(db: &Db, at: SnapshotAt) -> Result<SnapshotId> {
     let (filter, values, words) = match at {
-        SnapshotAt::Latest => ("1 = 1", vec![], "the newest".to_owned()),
-        SnapshotAt::Id(SnapshotId(id)) => ("snapshot_id = $1", params![id], id.to_string()),
+        SnapshotAt::Latest => ("1 = 1", vec![], "at all".to_owned()),
+        SnapshotAt::Name(name) => (
+            "snapshot_id = (SELECT snapshot_id FROM wattlake_snapshot_name WHERE name = $1)",
+            params![name.as_str()],
+            format!("named `{name}`"),
+        ),
+        SnapshotAt::Id(SnapshotId(id)) => ("snapshot_id = $1", params![id], format!("with number {id}")),
         SnapshotAt::Time(time) => ("snapshot_time <= $1", params![time], format!("at or before {time}")),
     };
     let sql =
