@@ -13,8 +13,8 @@ pub use error::ConfigError;
 pub use layers::{Layers, is_reserved_variable};
 pub use quantity::{ByteCount, Period};
 pub use settings::{
-    Catalog, Durability, Flight, Flush, Http, Ingest, LineMapping, Log, LogFormat, Memory, MetricDefinition,
-    MetricKind, PostgresWire, Query, S3, Settings, Storage, Wal,
+    Catalog, Compaction, Durability, Flight, Flush, Http, Ingest, LineMapping, Log, LogFormat, Memory,
+    MetricDefinition, MetricKind, PostgresWire, Query, RetentionRule, S3, Settings, Snapshots, Storage, Wal,
 };
 
 #[cfg(test)]

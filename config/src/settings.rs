@@ -23,6 +23,10 @@ pub struct Settings {
     pub wal: Wal,
     pub flush: Flush,
     pub memory: Memory,
+    pub compaction: Compaction,
+    pub snapshots: Snapshots,
+    /// How long readings are kept; without rules for ever.
+    pub retention: Vec<RetentionRule>,
     pub ingest: Ingest,
     pub query: Query,
     pub log: Log,
@@ -165,6 +169,48 @@ impl Default for Memory {
     fn default() -> Self {
         Self { budget: ByteCount::mib(512) }
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Compaction {
+    /// How often files are looked over for merging, retention and expiry.
+    pub interval: Period,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self { interval: Period::secs(60) }
+    }
+}
+
+/// How long earlier states of the archive can be asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Snapshots {
+    /// Snapshots that were superseded longer ago expire, unless they have a name.
+    pub keep: Period,
+    /// Objects of expired snapshots are deleted after this: longer than any query takes.
+    pub grace: Period,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self { keep: Period::secs(7 * 24 * 3600), grace: Period::secs(3600) }
+    }
+}
+
+/// Readings older than `keep` are deleted, where metric and site are those named.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionRule {
+    /// Empty: every metric.
+    #[serde(default)]
+    pub metric: String,
+    /// A site's name or id; empty: every site.
+    #[serde(default)]
+    pub site: String,
+    pub keep: Period,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -328,7 +374,8 @@ impl Settings {
             let flush = self.flush.max_bytes;
             return invalid("memory.budget", format!("must be at least flush.max_bytes ({flush})"));
         }
-        let positive: [(&str, u64); 8] = [
+        let positive: [(&str, u64); 9] = [
+            ("compaction.interval", u64::from(!self.compaction.interval.0.is_zero())),
             ("wal.segment_bytes", self.wal.segment_bytes.0),
             ("flush.max_bytes", self.flush.max_bytes.0),
             ("flush.interval", u64::from(!self.flush.interval.0.is_zero())),
@@ -340,6 +387,15 @@ impl Settings {
         ];
         if let Some((key, _)) = positive.iter().find(|(_, n)| *n == 0) {
             return invalid(key, "must be more than zero".into());
+        }
+        if self.snapshots.grace.0 < self.query.timeout.0 {
+            let timeout = self.query.timeout;
+            return invalid("snapshots.grace", format!("must be at least query.timeout ({timeout})"));
+        }
+        for (i, rule) in self.retention.iter().enumerate() {
+            if rule.keep.0.as_secs() < 3600 {
+                return invalid(&format!("retention[{i}].keep"), "must be at least an hour".into());
+            }
         }
         for (i, mapping) in self.ingest.mappings.iter().enumerate() {
             if mapping.measurement.is_empty() {

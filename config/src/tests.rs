@@ -67,6 +67,8 @@ fn bad_values_name_key_and_choice() {
         ("query.max_rows=0", ["query.max_rows", "zero"]),
         ("postgres.listen=127.0.0.1:5488", ["postgres.listen", "empty"]),
         ("memory.budget=1MiB", ["memory.budget", "flush.max_bytes"]),
+        ("snapshots.grace=1s", ["snapshots.grace", "query.timeout"]),
+        ("retention=[{ keep = \"1s\" }]", ["retention[0].keep", "hour"]),
     ] {
         let error = layers(&[assignment]).load().expect_err(assignment).to_string();
         for part in parts {
@@ -109,6 +111,7 @@ fn example_file_shows_the_defaults() {
     }
     let without_samples = Settings {
         metrics: Default::default(),
+        retention: Vec::new(),
         ingest: Ingest { mappings: Vec::new(), ..settings.ingest.clone() },
         ..settings
     };

@@ -7,11 +7,14 @@ mod data_file;
 mod delete_file;
 mod lookup;
 mod object_reader;
+mod scan;
 mod schema;
 mod storage;
 
 pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
 pub(crate) use delete_file::{read_positions, write_delete_file};
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
+pub(crate) use scan::{Chunk, FileScan, find_positions};
+pub use scan::rows_between;
 pub use schema::measurement_schema;
 pub use storage::Storage;

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use parking_lot::Mutex as SyncMutex;
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, oneshot, watch};
@@ -21,6 +20,7 @@ use crate::{
     batch::Readings,
     flush::{Flusher, wanted_series},
     ingest::LineCache,
+    maintenance::{MaintenanceOptions, MaintenanceState},
     series::SeriesTable,
     version::{HotView, Versions},
     wal::{DiskFiles, Log, encode_chunk, recover},
@@ -49,7 +49,8 @@ pub struct Engine {
     frozen: Arc<Notify>,
     failed: watch::Receiver<Option<Error>>,
     last_flush_error: SyncMutex<Option<String>>,
-    background: SyncMutex<Option<tokio::task::JoinHandle<()>>>,
+    maintenance: MaintenanceState,
+    background: SyncMutex<Vec<tokio::task::JoinHandle<()>>>,
     _data_dir: DataDir,
 }
 
@@ -148,6 +149,7 @@ impl Engine {
             catalog: Arc::clone(&catalog),
             versions: Arc::clone(&versions),
         };
+        let maintenance = MaintenanceState::new(catalog.clock_seen().await?, clock.now_micros());
         let engine = Arc::new(Self {
             settings: settings.clone(),
             clock,
@@ -165,11 +167,14 @@ impl Engine {
             frozen,
             failed,
             last_flush_error: SyncMutex::new(None),
-            background: SyncMutex::new(None),
+            maintenance,
+            background: SyncMutex::default(),
             _data_dir: data_dir,
         });
-        let background = tokio::spawn(Arc::clone(&engine).flush_loop());
-        *engine.background.lock() = Some(background);
+        *engine.background.lock() = vec![
+            tokio::spawn(Arc::clone(&engine).flush_loop()),
+            tokio::spawn(Arc::clone(&engine).maintenance_loop()),
+        ];
         Ok(engine)
     }
 
@@ -195,6 +200,23 @@ impl Engine {
 
     pub(crate) fn series(&self) -> &SeriesTable {
         &self.versions.series
+    }
+
+    pub(crate) fn versions(&self) -> &Versions {
+        &self.versions
+    }
+
+    /// Held while the manifest changes.
+    pub(crate) fn flush_lock(&self) -> &Mutex<()> {
+        &self.flush_lock
+    }
+
+    pub(crate) fn maintenance(&self) -> &MaintenanceState {
+        &self.maintenance
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
     }
 
     pub(crate) fn line_cache(&self) -> &LineCache {
@@ -231,7 +253,7 @@ impl Engine {
     /// As [`Engine::write`].
     pub(crate) async fn write_prepared(&self, write: PreparedWrite) -> Result<()> {
         let PreparedWrite { readings, chunk } = write;
-        if self.is_stopping.load(Ordering::Acquire) {
+        if self.is_stopping() {
             return Err(Error::new(ErrorKind::Unavailable, "the server is stopping"));
         }
         let bytes = readings.memory_bytes();
@@ -307,7 +329,7 @@ impl Engine {
         let interval = self.settings.flush.interval.0;
         let tick = (interval / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
         let mut retry = tick;
-        while !self.is_stopping.load(Ordering::Acquire) {
+        while !self.is_stopping() {
             let _ = tokio::time::timeout(tick, self.frozen.notified()).await;
             let version = self.versions.current();
             let is_due = version.active.rows() > 0 && version.active.age() >= interval;
@@ -317,7 +339,7 @@ impl Engine {
             let outcome = if is_due { self.flush().await.map(drop) } else { self.flush_frozen().await };
             match outcome {
                 Ok(()) => retry = tick,
-                Err(_) if self.is_stopping.load(Ordering::Acquire) => {}
+                Err(_) if self.is_stopping() => {}
                 Err(error) => {
                     metrics::counter!("wattlake_flush_failures_total").increment(1);
                     tracing::error!(%error, retry_in = ?retry, "flush failed; readings stay in the log and in memory");
@@ -328,6 +350,28 @@ impl Engine {
         }
     }
 
+    /// Does what maintenance is due, now and then; what fails is tried again in the next round.
+    async fn maintenance_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(self.settings.compaction.interval.0).await;
+            if self.is_stopping() {
+                return;
+            }
+            if let Err(error) = self.maintain(MaintenanceOptions::default()).await {
+                metrics::counter!("wattlake_maintenance_failures_total").increment(1);
+                tracing::error!(%error, "maintenance failed; it is tried again");
+            }
+        }
+    }
+
+    async fn stop_background(&self) {
+        let background = std::mem::take(&mut *self.background.lock());
+        for task in background {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
     /// Flushes, then stops the writer thread; afterwards every write is refused.
     ///
     /// # Errors
@@ -335,11 +379,7 @@ impl Engine {
     pub async fn stop(self: &Arc<Self>) -> Result<()> {
         let flushed = self.flush().await;
         self.is_stopping.store(true, Ordering::Release);
-        let background = self.background.lock().take();
-        if let Some(background) = background {
-            background.abort();
-            let _ = background.await;
-        }
+        self.stop_background().await;
         let last = self.flush().await;
         let writer = self.writer.lock().take();
         if let Some(Writer { sender, thread, .. }) = writer {
@@ -356,11 +396,7 @@ impl Engine {
     #[cfg(test)]
     pub(crate) async fn abandon(&self) {
         self.is_stopping.store(true, Ordering::Release);
-        let background = self.background.lock().take();
-        if let Some(background) = background {
-            background.abort();
-            let _ = background.await;
-        }
+        self.stop_background().await;
         let writer = self.writer.lock().take();
         if let Some(Writer { sender, thread, .. }) = writer {
             drop(sender);
@@ -380,9 +416,12 @@ impl Engine {
         }
     }
 
-    /// The files as of an instant; readings that were then only in memory are not in it.
-    pub async fn read_view_at(&self, at: Timestamp) -> Result<ReadView> {
-        let manifest = self.catalog.manifest(SnapshotAt::Time(at)).await?;
+    /// The files of an earlier snapshot; readings that were then only in memory are not in it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when no such snapshot is kept.
+    pub async fn read_view_at(&self, at: SnapshotAt) -> Result<ReadView> {
+        let manifest = self.catalog.manifest(at).await?;
         Ok(ReadView {
             manifest: Arc::new(manifest),
             hot: HotView::empty(&self.versions.series),

@@ -8,15 +8,15 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use wattlake_catalog::{Catalog, CommitRequest, DataFile, Manifest, NewDataFile, NewDeleteFile, SnapshotId};
+use wattlake_catalog::{Catalog, CommitRequest, DataFile, Manifest, NewDataFile, SnapshotId};
 
 use crate::{
     Error, Result,
     archive::{
         DataFileEncoder, EncodedFile, KeyMatch, Level, Storage, WantedSeries, find_rows, read_positions,
-        write_delete_file,
     },
     background,
+    changes::Changes,
     rows::{Rows, SeriesRows},
     version::{HotView, Versions},
 };
@@ -39,15 +39,17 @@ impl Flusher {
             background::run("flush-sort", move || Ok(sorted.select(i64::MIN, i64::MAX, |_| true))).await?;
         let marks: Vec<_> =
             rows.iter().filter_map(|series| Some((series.id, *series.rows.ts.last()?))).collect();
-        let new_deletes = self.supersede(&version.manifest, &view, &mut rows).await?;
-        let new_files = self.write_files(&view, rows).await?;
+        let mut changes = self.supersede(&version.manifest, &view, &mut rows).await?;
+        changes.new_files.extend(self.write_files(&view, rows).await?);
         let request = CommitRequest {
-            new_files,
-            new_deletes,
+            new_files: changes.new_files,
+            new_deletes: changes.new_deletes,
+            removed: changes.removed,
             wal_sequence: Some(frozen.last_sequence),
             message: format!("flush through log sequence {}", frozen.last_sequence),
+            ..CommitRequest::default()
         };
-        let manifest = self.publish(&version.manifest, &request).await?;
+        let manifest = publish(&self.catalog, &version.manifest, &request).await?;
         let snapshot = manifest.snapshot;
         self.versions.publish(manifest, &marks, true);
         Ok(Some((snapshot, frozen.last_sequence)))
@@ -65,30 +67,21 @@ impl Flusher {
         Ok(files)
     }
 
-    /// Commits from an owned task: a database transaction is never torn by whoever stops waiting.
-    async fn publish(&self, base: &Manifest, request: &CommitRequest) -> Result<Manifest> {
-        let (catalog, owned) = (Arc::clone(&self.catalog), request.clone());
-        let result = tokio::spawn(async move { catalog.commit(&owned).await })
-            .await
-            .map_err(|error| Error::internal(format!("the commit panicked: {error}")))??;
-        Ok(base.after(request, &result))
-    }
-
     /// Looks up late rows in the files that may hold their keys. A row that is there unchanged is dropped from `rows`;
-    /// a changed one goes into the file's cumulative delete file.
+    /// a changed one is taken out of the file.
     async fn supersede(
         &self,
         manifest: &Manifest,
         view: &HotView,
         rows: &mut [SeriesRows],
-    ) -> Result<Vec<NewDeleteFile>> {
+    ) -> Result<Changes> {
         let late: Vec<usize> = (0..rows.len())
             .filter(|i| {
                 let mark = self.versions.high_water(rows[*i].id);
                 rows[*i].rows.ts.first().is_some_and(|ts| *ts <= mark)
             })
             .collect();
-        let mut new_deletes = Vec::new();
+        let mut changes = Changes::default();
         let mut unchanged: Vec<BTreeSet<i64>> = vec![BTreeSet::new(); rows.len()];
         for file in &manifest.files {
             let (indexes, wanted) = wanted_in(file, rows, &late);
@@ -118,12 +111,7 @@ impl Flusher {
                     _ => superseded.push(found.position),
                 }
             }
-            if !superseded.is_empty() {
-                let mut positions = before;
-                positions.extend(superseded);
-                positions.sort_unstable();
-                new_deletes.push(write_delete_file(&self.storage, file, positions).await?);
-            }
+            changes.take_out(&self.storage, &self.versions.series, file, before, superseded).await?;
         }
         for (series, unchanged) in rows.iter_mut().zip(unchanged) {
             if !unchanged.is_empty() {
@@ -132,8 +120,22 @@ impl Flusher {
                 series.rows = series.rows.pick(&kept.collect::<Vec<_>>());
             }
         }
-        Ok(new_deletes)
+        Ok(changes)
     }
+}
+
+/// Commits a change and answers the manifest after it. The commit runs in an owned task: a database transaction is never
+/// torn by whoever stops waiting.
+pub(crate) async fn publish(
+    catalog: &Arc<Catalog>,
+    base: &Manifest,
+    request: &CommitRequest,
+) -> Result<Manifest> {
+    let (catalog, owned) = (Arc::clone(catalog), request.clone());
+    let result = tokio::spawn(async move { catalog.commit(&owned).await })
+        .await
+        .map_err(|error| Error::internal(format!("the commit panicked: {error}")))??;
+    Ok(base.after(request, &result))
 }
 
 /// The late series with times in a file's range, with their indexes in `rows`.

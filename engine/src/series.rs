@@ -80,16 +80,20 @@ impl SeriesTable {
         table.iter().map(|series| inner.insert(&self.hasher, series)).collect()
     }
 
+    /// The number of a unit's text.
+    pub(crate) fn intern_unit(&self, text: &str) -> UnitId {
+        if let Some(unit) = self.inner.read().unit_ids.get(text) {
+            return *unit;
+        }
+        self.inner.write().insert_unit(text)
+    }
+
     fn hash(&self, series: &BatchSeries) -> u64 {
         self.hasher.hash_one((series.entity, series.metric.as_str()))
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Interned> {
         self.inner.read()
-    }
-
-    pub(crate) fn key(&self, id: SeriesId) -> Arc<SeriesKey> {
-        Arc::clone(self.inner.read().key(id))
     }
 
     pub(crate) fn unit(&self, id: UnitId) -> Arc<str> {
@@ -150,19 +154,21 @@ impl Interned {
                 id
             }
         };
-        let unit = match self.unit_ids.get(series.unit.as_str()) {
-            Some(unit) => *unit,
-            None => {
-                let unit = UnitId(self.units.len() as u32);
-                let text: Arc<str> = Arc::from(series.unit.as_str());
-                self.units.push(Arc::clone(&text));
-                self.unit_ids.insert(text, unit);
-                unit
-            }
-        };
+        let unit = self.insert_unit(&series.unit);
         *self.channel_ids.entry((id, unit)).or_insert_with(|| {
             self.channels.push(Channel { series: id, unit });
             ChannelId((self.channels.len() - 1) as u32)
         })
+    }
+
+    fn insert_unit(&mut self, text: &str) -> UnitId {
+        if let Some(unit) = self.unit_ids.get(text) {
+            return *unit;
+        }
+        let unit = UnitId(self.units.len() as u32);
+        let text: Arc<str> = Arc::from(text);
+        self.units.push(Arc::clone(&text));
+        self.unit_ids.insert(text, unit);
+        unit
     }
 }

@@ -131,7 +131,10 @@ async fn visible(engine: &Engine) -> BTreeMap<(String, String, i64), u64> {
 #[derive(Clone, Debug)]
 enum Step {
     Write(Vec<(usize, usize, i64, i32)>),
+    /// Rows of one metric, or of one entity, in a range of hours.
+    Delete { entity: Option<usize>, metric: Option<usize>, hours: (i64, i64) },
     Flush,
+    Compact { everything: bool },
     Restart,
     Crash,
 }
@@ -139,18 +142,28 @@ enum Step {
 fn any_step() -> impl Strategy<Value = Step> {
     // Few keys over two months, so that duplicates and corrections are common.
     let reading = (0usize..2, 0usize..2, -40i64 * 24..20, -3i32..3);
+    let hours = (-40i64 * 24..20, 1i64..600).prop_map(|(from, length)| (from, from + length));
     prop_oneof![
-        6 => prop::collection::vec(reading, 1..30).prop_map(Step::Write),
-        2 => Just(Step::Flush),
+        8 => prop::collection::vec(reading, 1..30).prop_map(Step::Write),
+        2 => (prop::option::of(0usize..2), prop::option::of(0usize..2), hours)
+            .prop_map(|(entity, metric, hours)| Step::Delete { entity, metric, hours }),
+        3 => Just(Step::Flush),
+        2 => any::<bool>().prop_map(|everything| Step::Compact { everything }),
         1 => Just(Step::Restart),
         1 => Just(Step::Crash),
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+/// `WATTLAKE_TEST_CASES=100000` runs them all, by hand.
+fn cases() -> u32 {
+    std::env::var("WATTLAKE_TEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(32)
+}
 
-    /// WAL-1, WAL-2, MAN-2: whatever is written, flushed, restarted or killed, the newest reading of each key is there once.
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// WAL-1, WAL-2, MAN-2: whatever is written, deleted, flushed, compacted, restarted or killed, the newest reading of
+    /// each key is there once.
     #[test]
     fn every_view_is_the_newest_reading_of_each_key(steps in prop::collection::vec(any_step(), 1..14)) {
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
@@ -178,7 +191,27 @@ proptest! {
                         let report = Ingest::new(Arc::clone(&engine)).ingest(request).await.expect("stored");
                         assert_eq!(report.rejected, 0, "{:?}", report.errors);
                     }
+                    Step::Delete { entity, metric, hours } => {
+                        let filter = RowFilter {
+                            entities: entity.map(|e| [entities[e]].into()),
+                            metric: metric.map(|m| metrics[m].to_owned()),
+                            from: NOW + hours.0 * HOUR,
+                            to: NOW + hours.1 * HOUR,
+                        };
+                        let before = model.len();
+                        model.retain(|(e, m, ts): &(String, String, i64), _| {
+                            !(entity.is_none_or(|i| entities[i].to_string() == *e)
+                                && metric.is_none_or(|i| metrics[i] == m)
+                                && (filter.from..filter.to).contains(ts))
+                        });
+                        let deleted = engine.delete_rows(filter).await.expect("delete");
+                        assert_eq!(deleted, (before - model.len()) as u64, "the number of rows that were deleted");
+                    }
                     Step::Flush => { engine.flush().await.expect("flush"); }
+                    Step::Compact { everything } => {
+                        let options = MaintenanceOptions { everything, ..MaintenanceOptions::default() };
+                        engine.maintain(options).await.expect("maintenance");
+                    }
                     Step::Restart => {
                         engine.stop().await.expect("stop");
                         engine.catalog().close().await;

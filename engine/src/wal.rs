@@ -16,7 +16,7 @@ mod segment;
 
 pub(crate) use frame::encode_chunk;
 pub(crate) use log::{AppendError, DiskFiles, Log};
-pub(crate) use recover::{Recovered, recover};
+pub(crate) use recover::recover;
 
 #[cfg(test)]
 mod tests;

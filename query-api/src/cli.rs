@@ -1,12 +1,14 @@
 //! The command line. One verb, one file; exit codes: 0 ok, 1 failed, 2 usage or configuration, 73 data directory in use,
 //! 74 I/O error.
 
+mod compact;
 mod config;
 mod demo;
 mod import;
 mod logging;
 mod remote;
 mod serve;
+mod snapshot;
 mod sql;
 mod status;
 mod token;
@@ -56,6 +58,11 @@ enum Command {
     Sql(sql::SqlArgs),
     /// Imports files in bulk
     Import(import::ImportArgs),
+    /// Merges files, applies retention and expires old snapshots, now
+    Compact(compact::CompactArgs),
+    /// Keeps states of the archive under a name
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Shows what the server or the data directory holds
     Status(status::StatusArgs),
     /// Makes, lists and revokes access tokens
@@ -155,6 +162,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve => Box::pin(serve::run(&common)).await,
         Command::Sql(args) => Box::pin(sql::run(&common, args)).await,
         Command::Import(args) => Box::pin(import::run(&common, args)).await,
+        Command::Compact(args) => Box::pin(compact::run(&common, args)).await,
+        Command::Snapshot(command) => Box::pin(snapshot::run(&common, command)).await,
         Command::Status(args) => Box::pin(status::run(&common, args)).await,
         Command::Token(command) => Box::pin(token::run(&common, command)).await,
         Command::Config(command) => config::run(&common, &command),

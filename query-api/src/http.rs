@@ -9,6 +9,7 @@ mod import;
 mod latest;
 mod line_protocol;
 mod listing;
+mod maintenance;
 mod measurements;
 mod meters;
 mod onboarding;
@@ -19,6 +20,7 @@ mod resource;
 mod rollups;
 mod routes;
 mod sites;
+mod snapshots;
 mod sql;
 
 use std::{

@@ -26,7 +26,6 @@ use datafusion::{
     prelude::{SessionConfig, SessionContext},
 };
 use futures::StreamExt;
-use jiff::Timestamp;
 use object_store::ObjectStore;
 use tokio::{
     runtime::Runtime,
@@ -34,7 +33,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::task::AbortOnDropHandle;
-use wattlake_catalog::Access;
+use wattlake_catalog::{Access, SnapshotAt};
 use wattlake_engine::{Engine, ReadView};
 
 pub(crate) use stream::ResultStream;
@@ -57,7 +56,8 @@ const BATCHES_AHEAD: usize = 4;
 pub struct SqlRequest {
     pub query: String,
     pub params: Vec<ScalarValue>,
-    pub as_of: Option<Timestamp>,
+    /// An earlier snapshot instead of the newest state.
+    pub as_of: Option<SnapshotAt>,
     pub access: Access,
     /// Rows of one metric in order of entity and time, consumed as they come. Files are merged as they stream, which
     /// takes little memory, instead of read side by side and sorted; `query.max_rows`, which is about answers, does not

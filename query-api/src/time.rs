@@ -2,6 +2,8 @@
 
 use jiff::{Timestamp, Zoned, civil, tz::TimeZone};
 
+use wattlake_catalog::SnapshotAt;
+
 use crate::error::{ApiError, Result};
 
 /// Reads RFC 3339 with an offset, a plain date or local time in `zone`, `now`, or `now-7d`.
@@ -39,6 +41,21 @@ pub(crate) fn parse_instant(name: &str, text: &str, zone: &TimeZone, now: Timest
         _ => text.parse::<civil::DateTime>().map_err(|_| invalid())?,
     };
     zone.to_ambiguous_timestamp(local).compatible().map_err(|_| invalid())
+}
+
+/// Reads which earlier state is asked for: a time as in [`parse_instant`], or the name of a snapshot.
+///
+/// # Errors
+/// Naming the parameter and the forms that are valid.
+pub(crate) fn parse_as_of(name: &str, text: &str, zone: &TimeZone, now: Timestamp) -> Result<SnapshotAt> {
+    match parse_instant(name, text, zone, now) {
+        Ok(time) => Ok(SnapshotAt::Time(time)),
+        // Names start with a letter, and times do not.
+        Err(_) if text.starts_with(|c: char| c.is_ascii_alphabetic()) && !text.starts_with("now") => {
+            Ok(SnapshotAt::Name(text.to_owned()))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The zone of a name.

@@ -48,6 +48,14 @@ impl Level {
         }
     }
 
+    pub(crate) const fn of_number(number: i64) -> Self {
+        match number {
+            ..=0 => Self::Flush,
+            1 => Self::Day,
+            2.. => Self::Month,
+        }
+    }
+
     const fn zstd_level(self) -> i32 {
         match self {
             Self::Flush => 1,
@@ -85,6 +93,11 @@ impl DataFileEncoder {
 
     pub(crate) fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Bytes encoded so far, about.
+    pub(crate) fn bytes(&self) -> usize {
+        self.writer.bytes_written() + self.writer.in_progress_size()
     }
 
     /// Appends some rows of a series.

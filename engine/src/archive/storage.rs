@@ -8,8 +8,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt, PutPayload, aws::AmazonS3Builder, local::LocalFileSystem,
+    ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, aws::AmazonS3Builder, local::LocalFileSystem,
     path::Path as ObjectPath, prefix::PrefixStore,
 };
 use wattlake_catalog::StoredFile;
@@ -135,6 +136,23 @@ impl Storage {
                 })
             }
         }
+    }
+
+    /// Deletes an object; one that is not there is fine. Deleting is done again when it was not, so nothing is synced.
+    pub(crate) async fn delete(&self, path: &ObjectPath) -> Result<()> {
+        match self.store.delete(path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => {
+                Err(Error::new(ErrorKind::Unavailable, format!("object storage: cannot delete {path}: {error}")))
+            }
+        }
+    }
+
+    /// All objects of the table with their sizes and times of writing.
+    pub(crate) async fn list(&self) -> Result<Vec<ObjectMeta>> {
+        let prefix = ObjectPath::from(TABLE_DIR);
+        let listed: Result<Vec<_>, _> = self.store.list(Some(&prefix)).try_collect().await;
+        listed.map_err(|error| Error::new(ErrorKind::Unavailable, format!("object storage: cannot list: {error}")))
     }
 
     /// Reads a whole object and checks its hash.

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     Batch, BatchSeries,
     series::SeriesTable,
-    wal::{Recovered, encode_chunk, faulty::FaultyDisk, recover},
+    wal::{encode_chunk, faulty::FaultyDisk, recover},
 };
 
 struct Harness {
@@ -31,7 +31,7 @@ impl Harness {
             frozen: Arc::default(),
             failed: sender,
         };
-        let log = Log::new(dir.path(), Box::new(disk.clone()), 1 << 20, Recovered { next_sequence: 1, ..Recovered::default() });
+        let log = Log::new(dir.path(), Box::new(disk.clone()), 1 << 20, recover(dir.path(), 0, |_, _| {}).expect("an empty log"));
         let writer = spawn(log, Arc::clone(&versions), options).expect("writer");
         Self { dir, disk, versions, writer, failed }
     }

@@ -44,6 +44,10 @@ impl Remote {
         self.authorized(self.client.get(format!("{}{path}", self.url)))
     }
 
+    pub(super) fn delete(&self, path: &str) -> RequestBuilder {
+        self.authorized(self.client.delete(format!("{}{path}", self.url)))
+    }
+
     pub(super) fn post(&self, path: &str) -> RequestBuilder {
         self.authorized(self.client.post(format!("{}{path}", self.url)))
     }

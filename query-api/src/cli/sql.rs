@@ -17,7 +17,7 @@ use crate::{
     http::{Encoder, OutputFormat},
     query::SqlRequest,
     server,
-    time::parse_instant,
+    time::parse_as_of,
 };
 
 #[derive(Debug, Args)]
@@ -83,7 +83,7 @@ async fn local(
     request.as_of = args
         .as_of
         .as_deref()
-        .map(|text| parse_instant("--as-of", text, &TimeZone::UTC, Timestamp::now()))
+        .map(|text| parse_as_of("--as-of", text, &TimeZone::UTC, Timestamp::now()))
         .transpose()?;
     let mut stream = open.queries.sql(request).await?;
     let mut encoder = Encoder::new(format, &stream.schema())?;

@@ -1,6 +1,9 @@
 //! `/api/measurements`: writing readings in every format, and reading raw rows.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use arrow::{
     array::{Array, AsArray, RecordBatch, StringArray},
@@ -19,12 +22,13 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wattlake_catalog::{Access, EntityId};
-use wattlake_engine::{BodyFormat, ContentEncoding, IngestRequest, TimePrecision, decompress};
+use wattlake_engine::{BodyFormat, ContentEncoding, IngestRequest, RowFilter, TimePrecision, decompress};
 
 use super::{
     App,
     listing::{add_cursor, read_limit},
     reply::{json_response, read_flag, read_query},
+    resource::with_sources,
 };
 use crate::{
     error::{ApiError, Kind, Result},
@@ -248,6 +252,56 @@ pub(super) async fn read(
         add_cursor(&mut response, &cursor);
     }
     Ok(response)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RemoveParams {
+    #[serde(default)]
+    entity_id: Vec<String>,
+    metric: Option<String>,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+/// `DELETE /api/measurements`: the rows that all parameters pick, durably; answers how many there were.
+pub(super) async fn remove(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    RawQuery(query): RawQuery,
+) -> Result<Response> {
+    let params: RemoveParams = read_query(query.as_deref(), &["entityId"])?;
+    if params.entity_id.is_empty() && params.metric.is_none() {
+        return Err(ApiError::invalid("entityId or metric is required: say which rows are to be deleted"));
+    }
+    let fleet = app.engine.catalog().fleet();
+    let mut entities = BTreeSet::new();
+    for text in &params.entity_id {
+        let id: EntityId = text.parse()?;
+        let site = fleet.site_of(id);
+        // Rows of entities that the catalog no longer knows can be deleted, too, by who may write everywhere.
+        if !access.sites.is_empty() && !site.is_some_and(|site| access.allows_site(site.id)) {
+            return Err(ApiError::not_found(format!("no entity {id}")));
+        }
+        entities.insert(id);
+    }
+    if params.entity_id.is_empty() && !access.sites.is_empty() {
+        let meters = access.sites.iter().flat_map(|site| fleet.site_meters(*site)).collect();
+        entities.extend(with_sources(&fleet, meters));
+    }
+    let is_everywhere = params.entity_id.is_empty() && access.sites.is_empty();
+    let time = |name: &str, text: &Option<String>, default: i64| -> Result<i64> {
+        let Some(text) = text else { return Ok(default) };
+        Ok(parse_instant(name, text, &app.zone(), app.now())?.as_microsecond())
+    };
+    let filter = RowFilter {
+        entities: (!is_everywhere).then_some(entities),
+        metric: params.metric,
+        from: time("from", &params.from, i64::MIN)?,
+        to: time("to", &params.to, i64::MAX)?,
+    };
+    let deleted = app.engine.delete_rows(filter).await?;
+    Ok(json_response(&json!({ "deleted": deleted })))
 }
 
 pub(super) fn text(batch: &RecordBatch, column: usize) -> Result<StringArray> {

@@ -12,6 +12,7 @@ use axum::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use wattlake_catalog::{Access, EntityId, Fleet};
+use wattlake_engine::RowFilter;
 
 use super::{
     App,
@@ -131,10 +132,14 @@ pub(super) async fn remove<R: Resource>(
     let params: RemoveParams = read_query(query.as_deref(), &[])?;
     let cascade = read_flag("cascade", params.cascade.as_deref())?;
     R::find(&app, &access, id)?;
+    let entities = R::entities(&app.engine.catalog().fleet(), id);
     if !cascade {
-        let entities = R::entities(&app.engine.catalog().fleet(), id);
         refuse_readings(&app, &entities).await?;
     }
     R::delete(&app, id, cascade).await?;
+    if cascade && !entities.is_empty() {
+        let entities = Some(entities.into_iter().collect());
+        app.engine.delete_rows(RowFilter { entities, metric: None, from: i64::MIN, to: i64::MAX }).await?;
+    }
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -14,11 +14,11 @@ use super::{
     App,
     auth::{Rule, Rule::Needs, Rule::Open, authorize},
     energy_sources::{self, EnergySources},
-    hierarchy, import, latest, line_protocol, measurements,
+    hierarchy, import, latest, line_protocol, maintenance, measurements,
     meters::{self, Meters},
     onboarding, operations, polling, resource, rollups,
     sites::{self, Sites},
-    sql,
+    snapshots, sql,
 };
 use crate::error::ApiError;
 
@@ -60,6 +60,7 @@ pub(super) fn routes() -> Vec<Route> {
         route("/api/onboarding/complete", Needs(Admin), post(onboarding::complete)),
         route("/api/measurements", Needs(Write), post(measurements::write)),
         route("/api/measurements", Needs(Read), get(measurements::read)),
+        route("/api/measurements", Needs(Write), delete(measurements::remove)),
         route("/api/import", Needs(Write), post(import::import)),
         route("/api/v2/write", Needs(Write), post(line_protocol::write)),
         route("/api/v3/write_lp", Needs(Write), post(line_protocol::write)),
@@ -71,6 +72,10 @@ pub(super) fn routes() -> Vec<Route> {
         route("/metrics", Needs(Read), get(operations::metrics)),
         route("/api/status", Needs(Read), get(operations::status)),
         route("/api/flush", Needs(Admin), post(operations::flush)),
+        route("/api/compact", Needs(Admin), post(maintenance::compact)),
+        route("/api/snapshots", Needs(Admin), post(snapshots::create)),
+        route("/api/snapshots", Needs(Read), get(snapshots::list)),
+        route("/api/snapshots/{name}", Needs(Admin), delete(snapshots::remove)),
         route("/api/sql", Needs(Read), get(sql::get).post(sql::post)),
         route("/api/latest", Needs(Read), get(latest::latest)),
         route("/api/rollup", Needs(Read), get(rollups::rollup)),

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     error::{ApiError, Result},
     query::SqlRequest,
-    time::parse_instant,
+    time::parse_as_of,
 };
 
 #[derive(Debug, Deserialize)]
@@ -73,7 +73,7 @@ pub(super) async fn post(
 
 async fn answer(app: &App, access: Access, body: SqlBody, format: OutputFormat) -> Result<Response> {
     let as_of =
-        body.as_of.as_deref().map(|text| parse_instant("asOf", text, &app.zone(), app.now())).transpose()?;
+        body.as_of.as_deref().map(|text| parse_as_of("asOf", text, &app.zone(), app.now())).transpose()?;
     let params = body.params.into_iter().map(parameter).collect::<Result<_>>()?;
     let stream =
         app.queries.sql(SqlRequest { params, as_of, ..SqlRequest::new(body.query, &access) }).await?;

@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, str::FromStr};
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Deserialize;
-use wattlake_catalog::{EntityId, Quality, SiteId};
+use wattlake_catalog::{EntityId, Quality, SiteId, SnapshotAt};
 
 use super::{aggregate::Aggregation, bucket::Width, resolve::Mode};
 use crate::{
     error::{ApiError, Result},
-    time::{parse_instant, parse_zone},
+    time::{parse_as_of, parse_instant, parse_zone},
 };
 
 /// The query string of `/api/rollup`; repeatable keys are taken apart before.
@@ -73,7 +73,7 @@ pub(crate) struct RollupRequest {
     pub mode: Mode,
     pub fill: Fill,
     pub qualities: BTreeSet<Quality>,
-    pub as_of: Option<Timestamp>,
+    pub as_of: Option<SnapshotAt>,
 }
 
 impl RollupRequest {
@@ -144,7 +144,11 @@ impl RollupRequest {
                 ],
             )?,
             qualities: qualities.split(',').map(|q| q.trim().parse()).collect::<Result<_, _>>()?,
-            as_of: instant("asOf", &params.as_of)?,
+            as_of: params
+                .as_of
+                .as_deref()
+                .map(|text| parse_as_of("asOf", text, &date_zone, now))
+                .transpose()?,
         })
     }
 }

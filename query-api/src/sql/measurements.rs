@@ -31,9 +31,8 @@ use datafusion::{
     physical_plan::{ExecutionPlan, empty::EmptyExec, filter::FilterExec, union::UnionExec},
 };
 use object_store::ObjectMeta;
-use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet};
-use wattlake_engine::{ReadView, SeriesRows, Storage, measurement_schema};
+use wattlake_engine::{ReadView, SeriesRows, Storage, measurement_schema, rows_between};
 
 use super::{ARCHIVE_URL, key_range::KeyRange};
 use crate::error::ApiError;
@@ -221,27 +220,11 @@ fn access_plan(file: &DataFile, hidden: &[u64]) -> ParquetAccessPlan {
         } else if inside.len() as u64 == end - start {
             RowGroupAccess::Skip
         } else {
-            RowGroupAccess::Selection(selection(start, end, inside))
+            RowGroupAccess::Selection(rows_between(start, end, inside))
         });
         start = end;
     }
     ParquetAccessPlan::new(groups)
-}
-
-fn selection(start: u64, end: u64, hidden: &[u64]) -> RowSelection {
-    let mut selectors = Vec::new();
-    let mut next = start;
-    for position in hidden {
-        if *position > next {
-            selectors.push(RowSelector::select((position - next) as usize));
-        }
-        selectors.push(RowSelector::skip(1));
-        next = position + 1;
-    }
-    if next < end {
-        selectors.push(RowSelector::select((end - next) as usize));
-    }
-    RowSelection::from(selectors)
 }
 
 #[async_trait]

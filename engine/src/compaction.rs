@@ -1,0 +1,129 @@
+//! Compaction: merging files into larger ones, without what was deleted. Which ones is [`policy`]'s business.
+//!
+//! The work is done on a thread of its own from a fixed list of files; only the commit waits for the flush lock. When a
+//! flush put deletes on an input meanwhile, the result is thrown away and the job done again, the last time with the
+//! lock held (MAN-3).
+
+mod policy;
+
+use std::sync::Arc;
+
+use tokio::{runtime::Handle, sync::Mutex};
+use wattlake_catalog::{Catalog, CommitRequest, DataFile, NewDataFile};
+
+pub(crate) use policy::{Job, plan};
+
+use crate::{
+    Error, Result, Storage,
+    archive::{FileScan, Level, read_positions},
+    background,
+    flush::{month_of, publish},
+    merge::{FileSink, OnEqual, Source, merge},
+    series::SeriesTable,
+    version::Versions,
+};
+
+/// How often a job is tried beside running flushes.
+const ATTEMPTS_UNLOCKED: usize = 3;
+
+/// What compaction works with.
+pub(crate) struct Compactor<'a> {
+    pub storage: &'a Storage,
+    pub catalog: &'a Arc<Catalog>,
+    pub versions: &'a Versions,
+    /// Held while the manifest changes.
+    pub flush_lock: &'a Mutex<()>,
+}
+
+/// A data file with the rows of it that do not count.
+pub(crate) struct Input {
+    pub file: Arc<DataFile>,
+    /// In order.
+    pub hidden: Vec<u64>,
+}
+
+impl Compactor<'_> {
+    /// Does one job; `false` when its files are not there any more.
+    pub(crate) async fn run(&self, job: &Job) -> Result<bool> {
+        for attempt in 0.. {
+            let is_last = attempt == ATTEMPTS_UNLOCKED;
+            let mut guard = if is_last { Some(self.flush_lock.lock().await) } else { None };
+            let manifest = Arc::clone(&self.versions.current().manifest);
+            let inputs: Vec<_> =
+                manifest.files.iter().filter(|file| job.inputs.contains(&file.id)).cloned().collect();
+            if inputs.len() != job.inputs.len() {
+                return Ok(false);
+            }
+            let new_files = self.rewrite(&inputs, job.level).await?;
+            if guard.is_none() {
+                guard = Some(self.flush_lock.lock().await);
+            }
+            let base = Arc::clone(&self.versions.current().manifest);
+            let is_unchanged = |input: &Arc<DataFile>| {
+                base.files.iter().any(|file| file.id == input.id && file.delete == input.delete)
+            };
+            if !inputs.iter().all(is_unchanged) {
+                self.discard(&new_files).await;
+                continue;
+            }
+            let request = CommitRequest {
+                message: format!("compaction of {} files of {}", inputs.len(), job.month),
+                new_files,
+                removed: inputs.iter().map(|file| file.removal()).collect(),
+                is_rewrite: true,
+                ..CommitRequest::default()
+            };
+            let manifest = publish(self.catalog, &base, &request).await?;
+            self.versions.publish(manifest, &[], false);
+            drop(guard);
+            return Ok(true);
+        }
+        Err(Error::internal("compaction gave up"))
+    }
+
+    async fn rewrite(&self, inputs: &[Arc<DataFile>], level: Level) -> Result<Vec<NewDataFile>> {
+        let mut opened = Vec::with_capacity(inputs.len());
+        for file in inputs {
+            let hidden = match &file.delete {
+                Some(delete) => read_positions(self.storage, delete).await?,
+                None => Vec::new(),
+            };
+            opened.push(Input { file: Arc::clone(file), hidden });
+        }
+        let (storage, series) = (self.storage.clone(), Arc::clone(&self.versions.series));
+        let handle = Handle::current();
+        background::run("compaction", move || rewrite_files(&handle, &storage, &series, &opened, level)).await
+    }
+
+    /// Deletes files that were never published; what cannot be deleted now is found as an orphan later.
+    async fn discard(&self, files: &[NewDataFile]) {
+        for file in files {
+            let _ = self.storage.delete(&Storage::object_path(&file.stored)).await;
+        }
+    }
+}
+
+/// Writes the live rows of files of one month to new files. Blocks: for background threads.
+pub(crate) fn rewrite_files(
+    handle: &Handle,
+    storage: &Storage,
+    series: &Arc<SeriesTable>,
+    inputs: &[Input],
+    level: Level,
+) -> Result<Vec<NewDataFile>> {
+    let Some(first) = inputs.first() else { return Ok(Vec::new()) };
+    let (month, _) = month_of(first.file.bounds.min_ts)?;
+    let mut sources: Vec<Source> = Vec::with_capacity(inputs.len());
+    for Input { file, hidden } in inputs {
+        sources.push(Box::new(FileScan::open(handle, storage, series, file, hidden)?));
+    }
+    let mut sink = FileSink::new(handle, storage, series, level, &month);
+    merge(sources, OnEqual::Fail, |key, rows, range| sink.append(key, rows, range))?;
+    let files = sink.finish()?;
+    let expected: u64 = inputs.iter().map(|input| input.file.rows - input.hidden.len() as u64).sum();
+    let written: u64 = files.iter().map(|file| file.rows).sum();
+    if written != expected {
+        return Err(Error::corrupt(format!("{written} of {expected} live rows came out of a rewrite of {month}")));
+    }
+    Ok(files)
+}

@@ -1,0 +1,84 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use wattlake_catalog::{EntityId, EntityType, Quality};
+
+use super::*;
+use crate::series::UnitId;
+
+fn chunk(series: u8, rows: &[(i64, i32)]) -> Chunk {
+    let key = SeriesKey {
+        entity: EntityId(uuid::Uuid::from_u128(u128::from(series % 3))),
+        entity_type: EntityType::Meter,
+        metric: Arc::from(["power", "soc"][usize::from(series / 3)]),
+    };
+    let rows = Rows {
+        ts: rows.iter().map(|(ts, _)| *ts).collect(),
+        value: rows.iter().map(|(_, value)| f64::from(*value)).collect(),
+        quality: vec![Quality::Good; rows.len()],
+        unit: vec![UnitId(0); rows.len()],
+        created_at: vec![0; rows.len()],
+        metadata: rows.iter().enumerate().map(|(i, (_, v))| (i as u32, v.to_string().into())).collect(),
+    };
+    (Arc::new(key), rows)
+}
+
+type Model = BTreeMap<(u8, i64), i32>;
+
+/// A source with the rows of a map, cut into chunks.
+fn source(model: &Model, chunk_rows: usize) -> Source {
+    let all: Vec<_> = model.iter().map(|((series, ts), value)| (*series, *ts, *value)).collect();
+    let chunks: Vec<_> = all
+        .chunk_by(|a, b| a.0 == b.0)
+        .flat_map(|rows| rows.chunks(chunk_rows))
+        .map(|rows| Ok(chunk(rows[0].0, &rows.iter().map(|row| (row.1, row.2)).collect::<Vec<_>>())))
+        .collect();
+    Box::new(chunks.into_iter())
+}
+
+fn collect(sources: Vec<Source>, on_equal: OnEqual) -> Result<Vec<((String, u128, i64), f64)>> {
+    let mut out = Vec::new();
+    merge(sources, on_equal, |key, rows, range| {
+        for row in range {
+            assert_eq!(rows.metadata_at(row), Some(&*format!("{}", rows.value[row])));
+            out.push(((key.metric.to_string(), key.entity.0.as_u128(), rows.ts[row]), rows.value[row]));
+        }
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+proptest! {
+    /// Whatever the sources hold and however they are cut, the last one with a key wins and the order is that of files.
+    #[test]
+    fn the_last_source_wins(
+        sources in prop::collection::vec(prop::collection::btree_map((0u8..6, 0i64..30), 0i32..100, 0..60), 1..6),
+        chunk_rows in 1usize..9,
+    ) {
+        let mut model = BTreeMap::new();
+        for source in &sources {
+            for ((series, ts), value) in source {
+                let key = (["power", "soc"][usize::from(series / 3)].to_owned(), u128::from(series % 3), *ts);
+                model.insert(key, f64::from(*value));
+            }
+        }
+        let boxed = sources.iter().map(|map| source(map, chunk_rows)).collect();
+        prop_assert_eq!(collect(boxed, OnEqual::LastWins).expect("merged"), model.into_iter().collect::<Vec<_>>());
+    }
+}
+
+/// MAN-2 is checked where a breach would be made permanent.
+#[test]
+fn two_live_rows_of_a_key_are_damage() {
+    let one = Model::from([((0, 1), 5), ((1, 2), 6)]);
+    let two = Model::from([((1, 2), 7)]);
+    let error = collect(vec![source(&one, 9), source(&two, 9)], OnEqual::Fail).expect_err("damage");
+    assert!(error.kind == crate::ErrorKind::Corrupt && error.message.contains("MAN-2"), "{error}");
+}
+
+#[test]
+fn rows_out_of_order_are_damage() {
+    let chunks = vec![Ok(chunk(1, &[(1, 1)])), Ok(chunk(0, &[(1, 1)]))];
+    let error = collect(vec![Box::new(chunks.into_iter())], OnEqual::Fail).expect_err("damage");
+    assert!(error.message.contains("out of order"), "{error}");
+}

@@ -1,0 +1,34 @@
+//! `POST /api/compact`: one round of maintenance, now.
+
+use axum::{
+    extract::{RawQuery, State},
+    response::Response,
+};
+use serde::Deserialize;
+use wattlake_engine::MaintenanceOptions;
+
+use super::{
+    App,
+    reply::{json_response, read_flag, read_query},
+};
+use crate::error::Result;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Params {
+    all: Option<String>,
+    dry_run: Option<String>,
+    force: Option<String>,
+}
+
+/// `all`: compacts every month as if it were over; `dryRun`: only says what would be done; `force`: also deletes by time
+/// after the clock jumped.
+pub(super) async fn compact(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response> {
+    let params: Params = read_query(query.as_deref(), &[])?;
+    let options = MaintenanceOptions {
+        everything: read_flag("all", params.all.as_deref())?,
+        is_dry_run: read_flag("dryRun", params.dry_run.as_deref())?,
+        is_forced: read_flag("force", params.force.as_deref())?,
+    };
+    Ok(json_response(&app.engine.maintain(options).await?))
+}
