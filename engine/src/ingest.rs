@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use wattlake_catalog::SiteId;
 
-pub(crate) use collector::{Collector, Context, RawReading, SeriesSlot, parse_quality};
+pub(crate) use collector::{Collector, Context, RawReading, SeriesName, SeriesSlot, parse_quality};
 pub(crate) use line_cache::{KnownLines, LearnedLine, LineCache, LineSeriesCache};
 pub use mapping::{TableMapping, ValueColumn};
 

@@ -113,10 +113,9 @@ fn decode_row(
         None => plan.entity_name.as_deref().unwrap_or_default(),
     };
     let entity_type = optional(columns.entity_type)?;
-    let entity_slot = collector.structured_entity(entity, entity_type)?;
     let metric = columns.long.map_or(Ok(""), |(metric, ..)| cell(metric))?;
     let ts =
-        times.read(cell(columns.timestamp)?, entity_slot, metric).map_err(|message| ("invalid", message))?;
+        times.read(cell(columns.timestamp)?, entity, metric).map_err(|message| ("invalid", message))?;
     let metadata = optional(columns.metadata)?;
     if metadata.is_some_and(|text| serde_json::from_str::<serde_json::Map<_, _>>(text).is_err()) {
         return Err(("invalid", "metadata: a JSON object".to_owned()));

@@ -2,23 +2,33 @@
 
 use std::{io::Cursor, sync::Arc};
 
+use ahash::{HashMap, HashMapExt};
 use arrow::{
-    array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType},
+    array::{Array, ArrayRef, AsArray, Float64Array, Int32Array, RecordBatch, StringArray},
+    datatypes::{
+        DataType, Field, Int32Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType,
+    },
     ipc::reader::StreamReader,
 };
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::{
+    arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+    errors::ParquetError,
+    file::reader::ChunkReader,
+};
+
+use wattlake_catalog::Quality;
 
 use super::time::{LocalClock, TimeReader};
 use crate::{
     Error, ErrorKind, Result,
-    ingest::{Collector, IngestRequest, RawReading, TableMapping, ValueColumn},
+    ingest::{Collector, IngestRequest, SeriesName, SeriesSlot, TableMapping, ValueColumn, parse_quality},
 };
 
 /// A Parquet body may decode to this many times its size, but not to more than a limit; what is below a floor is fine.
 const PARQUET_RATIO_MAX: i64 = 100;
 const PARQUET_DECODED_MAX: i64 = 1 << 30;
 const PARQUET_DECODED_FLOOR: i64 = 64 << 20;
+const BATCH_ROWS: usize = 64 << 10;
 /// What a row takes in memory at least: a page of a few bytes may hold millions.
 const ROW_BYTES: i64 = 32;
 
@@ -122,11 +132,8 @@ pub(super) fn decode_arrow(request: &IngestRequest, collector: &mut Collector) -
 
 pub(super) fn decode_parquet(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
     let malformed = |error| Error::invalid(format!("the body is not a Parquet file: {error}"));
-    // A foreign Arrow schema in the footer is not trusted.
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(request.body.clone(), options)
-        .map_err(malformed)?;
-    let metadata = builder.metadata();
+    let footer = read_footer(&request.body).map_err(malformed)?;
+    let metadata = footer.metadata();
     let pages =
         metadata.row_groups().iter().map(|group| group.total_byte_size()).fold(0, i64::saturating_add);
     let decoded = pages.max(metadata.file_metadata().num_rows().saturating_mul(ROW_BYTES));
@@ -139,8 +146,9 @@ pub(super) fn decode_parquet(request: &IngestRequest, collector: &mut Collector)
             ),
         ));
     }
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(request.body.clone(), footer);
     let mut table = TableDecoder::new(request)?;
-    let reader = builder.with_batch_size(8192).build().map_err(malformed)?;
+    let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(malformed)?;
     for batch in reader {
         let batch = batch.map_err(|error| Error::invalid(format!("the Parquet file is damaged: {error}")))?;
         table.decode(&batch, collector)?;
@@ -170,14 +178,15 @@ impl<'a> TableDecoder<'a> {
                 .cloned()
                 .ok_or_else(|| Error::invalid(format!("column `{name}` is missing")))
         };
-        let entity = plan.entity.as_deref().map(|name| text(name, &column(name)?)).transpose()?;
-        let optional = |name: &Option<String>| name.as_deref().map(|n| text(n, &column(n)?)).transpose();
-        let (entity_type, quality, metadata) =
-            (optional(&plan.entity_type)?, optional(&plan.quality)?, optional(&plan.metadata)?);
+        let texts = |name: &str| Texts::new(name, &column(name)?);
+        let optional = |name: &Option<String>| name.as_deref().map(texts).transpose();
+        let (entity, entity_type) = (optional(&plan.entity)?, optional(&plan.entity_type)?);
+        let qualities = optional(&plan.quality)?;
+        let metadata = plan.metadata.as_deref().map(|name| text(name, &column(name)?)).transpose()?;
         let time = TimeColumn::new(&plan.timestamp, &column(&plan.timestamp)?)?;
         let readings = match &plan.readings {
             Readings::Long { metric, value, unit } => vec![ReadingColumn {
-                metrics: Some(text(metric, &column(metric)?)?),
+                metrics: Some(texts(metric)?),
                 metric: "",
                 units: optional(unit)?,
                 unit: None,
@@ -192,35 +201,42 @@ impl<'a> TableDecoder<'a> {
                 })
                 .collect::<Result<_>>()?,
         };
+        let quality_of: Vec<_> =
+            qualities.iter().flat_map(|q| q.values.iter()).map(parse_quality).collect();
+        // Dictionary codes name a series within the batch: each combination is understood once.
+        let mut known: HashMap<Codes, Result<SeriesSlot, (&'static str, String)>> = HashMap::new();
+        collector.reserve(batch.num_rows() * readings.len());
         for i in 0..batch.num_rows() {
             let row = self.row;
             self.row += 1;
-            let entity = match (&entity, &plan.entity_name) {
-                (Some(column), _) if column.is_valid(i) => column.value(i),
-                (None, Some(name)) => name.as_str(),
-                _ => {
-                    collector.refuse(row, "invalid", "entity id is null");
-                    continue;
-                }
+            let entity_text = match (&entity, &plan.entity_name) {
+                (Some(column), _) => column.get(i),
+                (None, name) => name.as_deref(),
             };
-            let entity_type = cell(entity_type.as_ref(), i);
-            let slot = match collector.structured_entity(entity, entity_type) {
-                Ok(slot) => slot,
-                Err((kind, message)) => {
-                    collector.refuse(row, kind, message);
-                    continue;
-                }
+            let Some(entity_text) = entity_text else {
+                collector.refuse(row, "invalid", "entity id is null");
+                continue;
             };
             // A long table has one reading a row, so that its metric tells the series; a wide one has one time a row.
-            let metric = cell(readings.first().and_then(|only| only.metrics.as_ref()), i).unwrap_or_default();
-            let ts = match time.read(i, &mut self.times, slot, metric) {
+            let metric = readings.first().and_then(|only| only.metrics.as_ref()?.get(i)).unwrap_or_default();
+            let ts = match time.read(i, &mut self.times, entity_text, metric) {
                 Ok(ts) => ts,
                 Err(message) => {
                     collector.refuse(row, "invalid", message);
                     continue;
                 }
             };
-            for of_metric in &readings {
+            let quality = match qualities.as_ref().and_then(|q| q.code(i)) {
+                None => Quality::Good,
+                Some(code) => match &quality_of[code as usize] {
+                    Ok(quality) => *quality,
+                    Err(message) => {
+                        collector.refuse(row, "invalid", message.clone());
+                        continue;
+                    }
+                },
+            };
+            for (index, of_metric) in readings.iter().enumerate() {
                 // In a wide table an empty cell is no reading; in a long one it is an error.
                 if of_metric.values.is_null(i) {
                     if of_metric.metrics.is_some() {
@@ -228,36 +244,88 @@ impl<'a> TableDecoder<'a> {
                     }
                     continue;
                 }
-                collector.push(
-                    row,
-                    &RawReading {
-                        entity,
-                        entity_type,
-                        ts,
-                        metric: cell(of_metric.metrics.as_ref(), i).unwrap_or(of_metric.metric),
-                        value: of_metric.values.value(i),
-                        unit: cell(of_metric.units.as_ref(), i).or(of_metric.unit),
-                        quality: cell(quality.as_ref(), i),
-                        metadata: cell(metadata.as_ref(), i),
-                    },
-                );
+                let code = |texts: Option<&Texts>| texts.and_then(|texts| texts.code(i)).unwrap_or(-1);
+                let codes = [
+                    code(entity.as_ref()),
+                    code(entity_type.as_ref()),
+                    code(of_metric.metrics.as_ref()),
+                    code(of_metric.units.as_ref()),
+                    index as i32,
+                ];
+                let series = known.entry(codes).or_insert_with(|| {
+                    collector.named_series(&SeriesName {
+                        entity: entity_text,
+                        entity_type: entity_type.as_ref().and_then(|texts| texts.get(i)),
+                        metric: of_metric.metrics.as_ref().and_then(|m| m.get(i)).unwrap_or(of_metric.metric),
+                        unit: of_metric.units.as_ref().and_then(|u| u.get(i)).or(of_metric.unit),
+                    })
+                });
+                match series {
+                    Ok(series) => {
+                        let metadata = metadata.as_ref().filter(|texts| texts.is_valid(i)).map(|t| t.value(i));
+                        collector.push_value(row, *series, ts, of_metric.values.value(i), quality, metadata);
+                    }
+                    Err((kind, message)) => collector.refuse(row, kind, message.clone()),
+                }
             }
         }
         Ok(())
     }
 }
 
+/// Dictionary codes of entity, entity type, metric and unit, and the index of the reading's column.
+type Codes = [i32; 5];
+
 /// The readings of one column: their metric and unit come from columns beside it, or are the same for all.
 struct ReadingColumn<'a> {
-    metrics: Option<StringArray>,
+    metrics: Option<Texts>,
     metric: &'a str,
-    units: Option<StringArray>,
+    units: Option<Texts>,
     unit: Option<&'a str>,
     values: Float64Array,
 }
 
-fn cell(array: Option<&StringArray>, i: usize) -> Option<&str> {
-    array.filter(|array| array.is_valid(i)).map(|array| array.value(i))
+/// A text column by dictionary codes.
+struct Texts {
+    keys: Int32Array,
+    values: StringArray,
+}
+
+impl Texts {
+    fn new(name: &str, array: &ArrayRef) -> Result<Self> {
+        let not_text = |error| Error::invalid(format!("column `{name}` is not text: {error}"));
+        let array = arrow::compute::cast(array, &dictionary_type()).map_err(not_text)?;
+        let array = array.as_dictionary::<Int32Type>();
+        Ok(Self { keys: array.keys().clone(), values: array.values().as_string().clone() })
+    }
+
+    fn code(&self, i: usize) -> Option<i32> {
+        let code = self.keys.is_valid(i).then(|| self.keys.value(i))?;
+        self.values.is_valid(code as usize).then_some(code)
+    }
+
+    fn get(&self, i: usize) -> Option<&str> {
+        self.code(i).map(|code| self.values.value(code as usize))
+    }
+}
+
+fn dictionary_type() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+}
+
+/// Reads the footer of a Parquet file, whose texts then come as dictionaries, as most files store them. A foreign Arrow
+/// schema in it is not trusted.
+pub(super) fn read_footer(file: &impl ChunkReader) -> Result<ArrowReaderMetadata, ParquetError> {
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let plain = ArrowReaderMetadata::load(file, options.clone())?;
+    let fields = plain.schema().fields().iter().map(|field| match field.data_type() {
+        DataType::Utf8 if field.name() != "metadata" => {
+            Field::new(field.name(), dictionary_type(), field.is_nullable())
+        }
+        _ => Field::clone(field),
+    });
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    ArrowReaderMetadata::try_new(Arc::clone(plain.metadata()), options.with_schema(schema))
 }
 
 /// A time column in one of the forms that files have.
@@ -293,7 +361,7 @@ impl TimeColumn {
         }
     }
 
-    fn read(&self, i: usize, times: &mut TimeReader, entity: u32, metric: &str) -> Result<i64, String> {
+    fn read(&self, i: usize, times: &mut TimeReader, entity: &str, metric: &str) -> Result<i64, String> {
         if self.is_null(i) {
             return Err("timestamp is null".to_owned());
         }

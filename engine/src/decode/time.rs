@@ -83,6 +83,9 @@ impl TimePrecision {
 /// A text saying what is expected.
 pub fn parse_timestamp(text: &str, precision: Option<TimePrecision>) -> Result<i64, String> {
     let text = text.trim();
+    if let Some(micros) = plain_utc(text.as_bytes()) {
+        return Ok(micros);
+    }
     if let Ok(number) = text.parse::<i64>() {
         let precision = precision.ok_or_else(|| {
             format!("timestamp {number} is a number; say its unit with ?precision=s|ms|us|ns")
@@ -96,6 +99,54 @@ pub fn parse_timestamp(text: &str, precision: Option<TimePrecision>) -> Result<i
         }
         Err(_) => Err(format!("timestamp `{text}` is not RFC 3339, for example 2026-01-31T12:00:00Z")),
     }
+}
+
+/// Reads `2026-01-31T12:00:00Z`, also with up to six digits of a fraction, which is how most tables write a time; leaves
+/// everything else to the general way.
+fn plain_utc(text: &[u8]) -> Option<i64> {
+    let number = |range: std::ops::Range<usize>| {
+        text[range].iter().try_fold(0i64, |n, byte| {
+            let digit = byte.wrapping_sub(b'0');
+            (digit <= 9).then(|| n * 10 + i64::from(digit))
+        })
+    };
+    let is_plain = text.len() >= 20
+        && text.len() <= 27
+        && text[4] == b'-'
+        && text[7] == b'-'
+        && text[10] == b'T'
+        && text[13] == b':'
+        && text[16] == b':'
+        && text[text.len() - 1] == b'Z';
+    if !is_plain {
+        return None;
+    }
+    let fraction = match &text[19..text.len() - 1] {
+        [] => 0,
+        [b'.', digits @ ..] if !digits.is_empty() => {
+            number(20..text.len() - 1)? * 10i64.pow(6 - digits.len() as u32)
+        }
+        _ => return None,
+    };
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days_of_month = match month {
+        2 => 28 + i64::from(is_leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if !(1..=days_of_month).contains(&day) || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    // Days since 1970: H. Hinnant, chrono-Compatible Low-Level Date Algorithms, days_from_civil.
+    let year = year - i64::from(month <= 2);
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000 + fraction)
 }
 
 /// The wall clock that a mapping names: reads local times, and knows those that autumn shows twice.
@@ -167,7 +218,7 @@ impl TimeReader {
 
     /// Microseconds since 1970 UTC. Entity and metric tell the series of a table apart; the metric is empty in a wide
     /// one.
-    pub(super) fn read(&mut self, text: &str, entity: u32, metric: &str) -> Result<i64, String> {
+    pub(super) fn read(&mut self, text: &str, entity: &str, metric: &str) -> Result<i64, String> {
         let Some(clock) = &self.clock else { return parse_timestamp(text, self.precision) };
         if clock.format.is_none()
             && let Ok(time) = parse_timestamp(text, self.precision)
@@ -179,11 +230,11 @@ impl TimeReader {
     }
 
     /// A local time given as microseconds since 1970 without a zone, as Parquet files have it.
-    pub(super) fn read_naive(&mut self, micros: i64, entity: u32, metric: &str) -> Result<i64, String> {
+    pub(super) fn read_naive(&mut self, micros: i64, entity: &str, metric: &str) -> Result<i64, String> {
         self.resolve(naive(micros)?, entity, metric)
     }
 
-    fn resolve(&mut self, local: DateTime, entity: u32, metric: &str) -> Result<i64, String> {
+    fn resolve(&mut self, local: DateTime, entity: &str, metric: &str) -> Result<i64, String> {
         let Some(clock) = &self.clock else {
             return Err(
                 "timestamps have no time zone; store them as UTC or name the zone in the mapping".to_owned()
@@ -213,7 +264,32 @@ impl TimeReader {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// The short way reads a time as the library does, or not at all.
+        #[test]
+        fn plain_times_are_those_of_the_calendar(
+            text in "[0-2][0-9]{3}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{0,7})?Z",
+        ) {
+            if let Some(micros) = plain_utc(text.as_bytes()) {
+                prop_assert_eq!(text.parse::<Timestamp>().map(|t| t.as_microsecond()).ok(), Some(micros));
+            }
+        }
+    }
+
+    #[test]
+    fn every_day_is_read() {
+        let mut date = jiff::civil::date(1969, 12, 25);
+        while date.year() < 2110 {
+            let text = format!("{date}T23:59:58.25Z");
+            let expected: Timestamp = text.parse().unwrap();
+            assert_eq!(plain_utc(text.as_bytes()), Some(expected.as_microsecond()), "{text}");
+            date = date.tomorrow().unwrap();
+        }
+    }
 
     /// In a long table the metrics of an entity stand in rows of their own with one time: that is no second pass.
     #[test]
@@ -228,7 +304,7 @@ mod tests {
         };
         for offset in ["+02", "+01"] {
             for time in ["02:00", "02:30"] {
-                for (entity, metric) in [(0, "power"), (0, "energy"), (1, "power")] {
+                for (entity, metric) in [("a", "power"), ("a", "energy"), ("b", "power")] {
                     let read = reader.read(&format!("2025-10-26 {time}"), entity, metric).unwrap();
                     let expected: Timestamp = format!("2025-10-26T{time}{offset}").parse().unwrap();
                     assert_eq!(read, expected.as_microsecond(), "{time}{offset} {entity} {metric}");

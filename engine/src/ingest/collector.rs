@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ahash::{HashMap, HashMapExt};
+use hashbrown::HashTable;
 use wattlake_catalog::{EntityId, EntityType, Fleet, Quality, SiteId};
 use wattlake_config::LineMapping;
 
@@ -107,6 +108,35 @@ impl SeriesSlot {
     }
 }
 
+/// How rows of a table name a series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SeriesName<'a> {
+    /// A uuid or an external id.
+    pub entity: &'a str,
+    pub entity_type: Option<&'a str>,
+    pub metric: &'a str,
+    pub unit: Option<&'a str>,
+}
+
+/// A name that was understood before.
+struct NamedSeries {
+    hash: u64,
+    entity: Box<str>,
+    entity_type: Option<Box<str>>,
+    metric: Box<str>,
+    unit: Option<Box<str>>,
+    slot: SeriesSlot,
+}
+
+impl NamedSeries {
+    fn is(&self, name: &SeriesName<'_>) -> bool {
+        *self.entity == *name.entity
+            && *self.metric == *name.metric
+            && self.unit.as_deref() == name.unit
+            && self.entity_type.as_deref() == name.entity_type
+    }
+}
+
 /// Collects the rows of one request.
 pub(crate) struct Collector {
     pub context: Context,
@@ -114,6 +144,9 @@ pub(crate) struct Collector {
     slot_index: HashMap<String, u32>,
     series: Vec<(u32, String, String)>,
     series_index: HashMap<(u32, String, String), SeriesSlot>,
+    /// Series by the texts that rows name them with.
+    named: HashTable<NamedSeries>,
+    hasher: ahash::RandomState,
     /// Channels may be local codes until [`Collector::finish`].
     rows: Readings,
     /// Row and row number in the request of those whose entity is not known yet.
@@ -130,6 +163,8 @@ impl Collector {
             slot_index: HashMap::new(),
             series: Vec::new(),
             series_index: HashMap::new(),
+            named: HashTable::new(),
+            hasher: ahash::RandomState::new(),
             rows,
             unknown_rows: Vec::new(),
             report: IngestReport::default(),
@@ -162,11 +197,8 @@ impl Collector {
 
     /// Takes a reading, or reports why it cannot be stored.
     pub(crate) fn push(&mut self, row: u64, reading: &RawReading<'_>) {
-        let entity = match self.structured_entity(reading.entity, reading.entity_type) {
-            Ok(entity) => entity,
-            Err((kind, message)) => return self.refuse(row, kind, message),
-        };
-        let series = match self.series(entity, reading.metric, reading.unit) {
+        let RawReading { entity, entity_type, metric, unit, .. } = *reading;
+        let series = match self.named_series(&SeriesName { entity, entity_type, metric, unit }) {
             Ok(series) => series,
             Err((kind, message)) => return self.refuse(row, kind, message),
         };
@@ -175,6 +207,29 @@ impl Collector {
             Err(message) => return self.refuse(row, "invalid", message),
         };
         self.push_value(row, series, reading.ts, reading.value, quality, reading.metadata);
+    }
+
+    /// The series that a row of a table names.
+    pub(crate) fn named_series(
+        &mut self,
+        name: &SeriesName<'_>,
+    ) -> Result<SeriesSlot, (&'static str, String)> {
+        let hash = self.hasher.hash_one(name);
+        if let Some(known) = self.named.find(hash, |known| known.is(name)) {
+            return Ok(known.slot);
+        }
+        let entity = self.structured_entity(name.entity, name.entity_type)?;
+        let slot = self.series(entity, name.metric, name.unit)?;
+        let named = NamedSeries {
+            hash,
+            entity: name.entity.into(),
+            entity_type: name.entity_type.map(Box::from),
+            metric: name.metric.into(),
+            unit: name.unit.map(Box::from),
+            slot,
+        };
+        self.named.insert_unique(hash, named, |named| named.hash);
+        Ok(slot)
     }
 
     /// Takes a reading of a series that is known already.
@@ -233,7 +288,7 @@ impl Collector {
     }
 
     /// The entity that JSON, CSV, Arrow and Parquet name by uuid or external id.
-    pub(crate) fn structured_entity(
+    fn structured_entity(
         &mut self,
         text: &str,
         entity_type: Option<&str>,

@@ -1,4 +1,4 @@
-//! The short way of a line: a known series, plain numbers, a plain timestamp. Whatever else a line holds, or when anything
+//! The short way of a line: a known series, plain numbers, perhaps a quality, a plain timestamp. Whatever else a line holds, or when anything
 //! about it is wrong, the line is left to the long way untouched.
 
 use memchr::{memchr, memchr2};
@@ -41,12 +41,23 @@ impl<'a> FastLines<'a> {
         };
         let mut readings = [(None, 0.0); FIELDS_MAX];
         let mut count = 0;
+        let mut quality = Quality::Good;
         let key_hash = self.cache.hash_key(key);
         let mut fields = &rest[..fields_end];
         loop {
             let Some(name_end) = memchr(b'=', fields) else { return false };
             let (name, value) = (&fields[..name_end], &fields[name_end + 1..]);
             let value_end = memchr(b',', value).unwrap_or(value.len());
+            if name == b"quality" {
+                let stated = Quality::ALL.iter().find(|q| is_quoted(&value[..value_end], q.as_str()));
+                let Some(stated) = stated else { return false };
+                quality = *stated;
+                match value.get(value_end + 1..) {
+                    Some(more) => fields = more,
+                    None => break,
+                }
+                continue;
+            }
             let Some(number) = decimal(&value[..value_end]) else { return false };
             let hash = self.cache.hash_field(key_hash, name);
             let Some(series) = self.known.find(hash, key, name) else { return false };
@@ -63,11 +74,15 @@ impl<'a> FastLines<'a> {
         }
         for (series, value) in &readings[..count] {
             if let Some(series) = series {
-                collector.push_value(number, *series, ts, *value, Quality::Good, None);
+                collector.push_value(number, *series, ts, *value, quality, None);
             }
         }
         true
     }
+}
+
+fn is_quoted(text: &[u8], inner: &str) -> bool {
+    text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")) == Some(inner.as_bytes())
 }
 
 /// A whole number without sign that fits an `i64`.

@@ -4,14 +4,15 @@ use std::fs::File;
 
 use arrow::{array::RecordBatch, compute::concat_batches, ipc::writer::StreamWriter};
 use bytes::Bytes;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::{Part, no_cut};
 use crate::{
     BodyFormat, Error, Result,
-    decode::{table::TimeColumn, time::LocalClock},
+    decode::{
+        table::{TimeColumn, read_footer},
+        time::LocalClock,
+    },
     ingest::TableMapping,
 };
 
@@ -30,11 +31,9 @@ pub(super) struct TableParts {
 impl TableParts {
     pub(super) fn new(file: File, mapping: Option<&TableMapping>) -> Result<Self> {
         let malformed = |error| Error::invalid(format!("this is not a Parquet file: {error}"));
-        // A foreign Arrow schema in the footer is not trusted.
-        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let builder =
-            ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(malformed)?;
-        let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+        let footer = read_footer(&file).map_err(malformed)?;
+        let rows = u64::try_from(footer.metadata().file_metadata().num_rows()).unwrap_or(0);
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer);
         let reader = builder.with_batch_size(ROWS).build().map_err(malformed)?;
         Ok(Self { reader, clock: LocalClock::of(mapping)?, rest: None, rows, row: 0 })
     }
