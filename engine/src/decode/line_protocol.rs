@@ -18,8 +18,8 @@ use crate::{
     ingest::{Collector, IngestRequest, LearnedLine, LineSeriesCache, SeriesSlot, parse_quality},
 };
 
-/// Bytes of a short line: how many rows a body is expected to have.
-const LINE_BYTES: usize = 64;
+/// The start of a body, whose lines say how many rows the whole has.
+const SAMPLE_BYTES: usize = 16 << 10;
 
 /// Decodes every line; a bad line is reported and the others are kept.
 pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) {
@@ -27,8 +27,9 @@ pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) {
     let engine = Arc::clone(&collector.context.engine);
     let cache = engine.line_cache().of(&collector.context.fleet, &request.site);
     let body = &request.body[..];
-    let lines = memchr::memchr_iter(b'\n', body).count() + 1;
-    collector.reserve(lines.min(body.len() / LINE_BYTES + 1));
+    let sample = &body[..body.len().min(SAMPLE_BYTES)];
+    let lines = memchr::memchr_iter(b'\n', sample).count() + 1;
+    collector.reserve((lines * body.len()).div_ceil(sample.len().max(1)));
     let learned = {
         let fast = FastLines::new(&cache, precision, &collector.context.allowed_sites);
         let mut slow = Decoder {
@@ -57,11 +58,11 @@ pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) {
         } else {
             let mut rest = body;
             while !rest.is_empty() {
-                let Split { line, tail, .. } = split_line(rest);
+                let Split { line, tail, newlines, .. } = split_line(rest);
                 if !fast.decode(number, line, slow.collector) {
                     slow.decode(number, line);
                 }
-                number += memchr::memchr_iter(b'\n', &rest[..rest.len() - tail.len()]).count() as u64;
+                number += newlines;
                 rest = tail;
             }
         }
@@ -77,6 +78,8 @@ const STRING_BYTES_MAX: usize = 64 << 10;
 struct Split<'a> {
     line: &'a [u8],
     tail: &'a [u8],
+    /// Newlines in the line and at its end.
+    newlines: u64,
     /// Whether a string in it does not close.
     is_open: bool,
 }
@@ -84,27 +87,30 @@ struct Split<'a> {
 /// Splits off a line; a newline inside a string does not end it.
 fn split_line(bytes: &[u8]) -> Split<'_> {
     let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
-    let split = |end: usize, is_open| Split {
+    let split = |end: usize, newlines, is_open| Split {
         line: &bytes[..end],
         tail: bytes.get(end + 1..).unwrap_or_default(),
+        newlines,
         is_open,
     };
     if memchr::memchr(b'"', &bytes[..end]).is_none() {
-        return split(end, false);
+        return split(end, 1, false);
     }
     let mut is_quoted = false;
+    let mut newlines = 1;
     let mut i = 0;
     while i < bytes.len() {
         match bytes[i] {
             b'\\' => i += 1,
             b'"' => is_quoted = !is_quoted,
             b'\n' if !is_quoted => break,
+            b'\n' => newlines += 1,
             _ => {}
         }
         i += 1;
     }
     // A quote that never closes damages its own line only.
-    if is_quoted { split(end, true) } else { split(i.min(bytes.len()), false) }
+    if is_quoted { split(end, 1, true) } else { split(i.min(bytes.len()), newlines, false) }
 }
 
 /// Where the last line begins, which may break off at the end of `text`; `None` when there is only one.
