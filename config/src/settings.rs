@@ -223,6 +223,8 @@ pub struct Ingest {
     pub max_body_bytes: ByteCount,
     /// Request bodies in work at once, all together; beyond it 429.
     pub max_inflight_bytes: ByteCount,
+    /// Disk that one bulk import may take for sorting.
+    pub import_spill: ByteCount,
     /// Readings further in the future than this are refused.
     pub max_future: Period,
     /// `created_at` is truncated to this: finer costs more bytes than the value itself.
@@ -238,6 +240,7 @@ impl Default for Ingest {
             max_new_entities_per_minute: 1000,
             max_body_bytes: ByteCount::mib(64),
             max_inflight_bytes: ByteCount::mib(256),
+            import_spill: ByteCount::mib(64 << 10),
             max_future: Period::secs(24 * 3600),
             created_at_resolution: Period::secs(60),
             mappings: Vec::new(),

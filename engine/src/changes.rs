@@ -78,6 +78,14 @@ impl Changes {
         self.new_deletes.is_empty() && self.removed.is_empty()
     }
 
+    /// Adds other changes, of other files.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.new_files.extend(other.new_files);
+        self.new_deletes.extend(other.new_deletes);
+        self.removed.extend(other.removed);
+        self.rows += other.rows;
+    }
+
     /// Takes rows out of a file: `gone` are those that count until now, `before` those that do not, both in order.
     pub(crate) async fn take_out(
         &mut self,

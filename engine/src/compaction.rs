@@ -18,7 +18,7 @@ use crate::{
     archive::{FileScan, Level, read_positions},
     background,
     flush::{month_of, publish},
-    merge::{FileSink, OnEqual, Source, merge},
+    merge::{FileSink, Source, merge, never_equal},
     series::SeriesTable,
     version::Versions,
 };
@@ -118,7 +118,7 @@ pub(crate) fn rewrite_files(
         sources.push(Box::new(FileScan::open(handle, storage, series, file, hidden)?));
     }
     let mut sink = FileSink::new(handle, storage, series, level, &month);
-    merge(sources, OnEqual::Fail, |key, rows, range| sink.append(key, rows, range))?;
+    merge(sources, never_equal, |key, rows, range| sink.append(key, rows, range))?;
     let files = sink.finish()?;
     let expected: u64 = inputs.iter().map(|input| input.file.rows - input.hidden.len() as u64).sum();
     let written: u64 = files.iter().map(|file| file.rows).sum();

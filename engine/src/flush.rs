@@ -18,6 +18,7 @@ use crate::{
     background,
     changes::Changes,
     rows::{Rows, SeriesRows},
+    series::SeriesTable,
     version::{HotView, Versions},
 };
 
@@ -39,7 +40,14 @@ impl Flusher {
             background::run("flush-sort", move || Ok(sorted.select(i64::MIN, i64::MAX, |_| true))).await?;
         let marks: Vec<_> =
             rows.iter().filter_map(|series| Some((series.id, *series.rows.ts.last()?))).collect();
-        let mut changes = self.supersede(&version.manifest, &view, &mut rows).await?;
+        let is_late = |series: &SeriesRows| {
+            let mark = self.versions.high_water(series.id);
+            series.rows.ts.first().is_some_and(|ts| *ts <= mark)
+        };
+        let late: Vec<usize> = (0..rows.len()).filter(|i| is_late(&rows[*i])).collect();
+        let table = &self.versions.series;
+        let mut changes =
+            supersede(&self.storage, table, &version.manifest.files, &late, &mut rows).await?;
         changes.new_files.extend(self.write_files(&view, rows).await?);
         let request = CommitRequest {
             new_files: changes.new_files,
@@ -66,62 +74,57 @@ impl Flusher {
         }
         Ok(files)
     }
+}
 
-    /// Looks up late rows in the files that may hold their keys. A row that is there unchanged is dropped from `rows`;
-    /// a changed one is taken out of the file.
-    async fn supersede(
-        &self,
-        manifest: &Manifest,
-        view: &HotView,
-        rows: &mut [SeriesRows],
-    ) -> Result<Changes> {
-        let late: Vec<usize> = (0..rows.len())
-            .filter(|i| {
-                let mark = self.versions.high_water(rows[*i].id);
-                rows[*i].rows.ts.first().is_some_and(|ts| *ts <= mark)
-            })
-            .collect();
-        let mut changes = Changes::default();
-        let mut unchanged: Vec<BTreeSet<i64>> = vec![BTreeSet::new(); rows.len()];
-        for file in &manifest.files {
-            let (indexes, wanted) = wanted_in(file, rows, &late);
-            if wanted.is_empty() {
+/// Looks up rows in the files that may hold their keys: those of the series in `late`. A row that is there unchanged is
+/// dropped from `rows`; a changed one is taken out of the file.
+pub(crate) async fn supersede(
+    storage: &Storage,
+    table: &Arc<SeriesTable>,
+    files: &[Arc<DataFile>],
+    late: &[usize],
+    rows: &mut [SeriesRows],
+) -> Result<Changes> {
+    let mut changes = Changes::default();
+    let mut unchanged: Vec<BTreeSet<i64>> = vec![BTreeSet::new(); rows.len()];
+    for file in files {
+        let (indexes, wanted) = wanted_in(file, rows, late);
+        if wanted.is_empty() {
+            continue;
+        }
+        let matches = find_rows(storage, file, &wanted).await?;
+        if matches.is_empty() {
+            continue;
+        }
+        let before = match &file.delete {
+            Some(delete) => read_positions(storage, delete).await?,
+            None => Vec::new(),
+        };
+        let mut superseded = Vec::new();
+        for found in matches {
+            if before.binary_search(&found.position).is_ok() {
                 continue;
             }
-            let matches = find_rows(&self.storage, file, &wanted).await?;
-            if matches.is_empty() {
-                continue;
-            }
-            let before = match &file.delete {
-                Some(delete) => read_positions(&self.storage, delete).await?,
-                None => Vec::new(),
-            };
-            let mut superseded = Vec::new();
-            for found in matches {
-                if before.binary_search(&found.position).is_ok() {
-                    continue;
+            let index = indexes[found.series];
+            let ts = wanted[found.series].times[found.time];
+            let series = &rows[index].rows;
+            match series.ts.binary_search(&ts) {
+                Ok(at) if is_same(table, series, at, &found) => {
+                    unchanged[index].insert(ts);
                 }
-                let index = indexes[found.series];
-                let ts = wanted[found.series].times[found.time];
-                let series = &rows[index].rows;
-                match series.ts.binary_search(&ts) {
-                    Ok(at) if is_same(view, series, at, &found) => {
-                        unchanged[index].insert(ts);
-                    }
-                    _ => superseded.push(found.position),
-                }
-            }
-            changes.take_out(&self.storage, &self.versions.series, file, before, superseded).await?;
-        }
-        for (series, unchanged) in rows.iter_mut().zip(unchanged) {
-            if !unchanged.is_empty() {
-                let kept = (0..series.rows.len() as u32)
-                    .filter(|row| !unchanged.contains(&series.rows.ts[*row as usize]));
-                series.rows = series.rows.pick(&kept.collect::<Vec<_>>());
+                _ => superseded.push(found.position),
             }
         }
-        Ok(changes)
+        changes.take_out(storage, table, file, before, superseded).await?;
     }
+    for (series, unchanged) in rows.iter_mut().zip(unchanged) {
+        if !unchanged.is_empty() {
+            let kept =
+                (0..series.rows.len() as u32).filter(|row| !unchanged.contains(&series.rows.ts[*row as usize]));
+            series.rows = series.rows.pick(&kept.collect::<Vec<_>>());
+        }
+    }
+    Ok(changes)
 }
 
 /// Commits a change and answers the manifest after it. The commit runs in an owned task: a database transaction is never
@@ -172,16 +175,31 @@ pub(crate) fn wanted_series(file: &DataFile, series: &SeriesRows) -> Option<Want
 }
 
 /// Whether a reading says the same as the stored row, so that writing it again would change nothing.
-fn is_same(view: &HotView, rows: &Rows, at: usize, found: &KeyMatch) -> bool {
+fn is_same(table: &SeriesTable, rows: &Rows, at: usize, found: &KeyMatch) -> bool {
     rows.value[at].to_bits() == found.value.to_bits()
         && rows.quality[at].as_str() == found.quality
         && rows.metadata_at(at) == found.metadata.as_deref()
-        && *view.unit(rows.unit[at]) == *found.unit
+        && *table.unit(rows.unit[at]) == *found.unit
 }
 
 /// A file for each UTC month (`2026-01`) of the rows.
 fn encode_months(view: &HotView, rows: &[SeriesRows]) -> Result<Vec<EncodedFile>> {
-    let mut months: BTreeMap<String, Vec<(usize, Range<usize>)>> = BTreeMap::new();
+    let encode = |(month, parts): (String, Vec<(usize, Range<usize>)>)| {
+        let mut encoder = DataFileEncoder::new(Level::Flush)?;
+        for (index, range) in parts {
+            encoder.append(&rows[index].key, &rows[index].rows, range, &|unit| view.unit(unit))?;
+        }
+        encoder.finish(&month)
+    };
+    by_month(rows)?.into_iter().map(encode).collect()
+}
+
+/// Which rows of which series lie in which UTC month.
+pub(crate) type Months = BTreeMap<String, Vec<(usize, Range<usize>)>>;
+
+/// Splits rows by month, each part in the order of files.
+pub(crate) fn by_month(rows: &[SeriesRows]) -> Result<Months> {
+    let mut months = Months::new();
     for (index, series) in rows.iter().enumerate() {
         let ts = &series.rows.ts;
         let mut start = 0;
@@ -192,14 +210,7 @@ fn encode_months(view: &HotView, rows: &[SeriesRows]) -> Result<Vec<EncodedFile>
             start = stop;
         }
     }
-    let encode = |(month, parts): (String, Vec<(usize, Range<usize>)>)| {
-        let mut encoder = DataFileEncoder::new(Level::Flush)?;
-        for (index, range) in parts {
-            encoder.append(&rows[index].key, &rows[index].rows, range, &|unit| view.unit(unit))?;
-        }
-        encoder.finish(&month)
-    };
-    months.into_iter().map(encode).collect()
+    Ok(months)
 }
 
 /// The UTC month of an instant, and where the next one starts.

@@ -18,7 +18,9 @@ pub(crate) use collector::{Collector, Context, RawReading, SeriesName, SeriesSlo
 pub(crate) use line_cache::{KnownLines, LearnedLine, LineCache, LineSeriesCache};
 pub use mapping::{TableMapping, ValueColumn};
 
-use crate::{BodyFormat, Engine, Error, Result, TimePrecision, decode, engine::PreparedWrite};
+use crate::{
+    BodyFormat, BulkImport, Engine, Error, Result, TimePrecision, batch::Readings, decode, engine::PreparedWrite,
+};
 
 /// Errors reported in full; further ones are only counted.
 const ERRORS_REPORTED_MAX: usize = 100;
@@ -105,17 +107,61 @@ impl Ingest {
     /// When the body as a whole cannot be read, or storing fails; nothing is stored then. Bad rows are no error but in
     /// the report; with `is_atomic` nothing is stored when there is one.
     pub async fn ingest(&self, request: IngestRequest) -> Result<IngestReport> {
+        let make = |engine: &Engine, readings: Readings| match readings.len() {
+            ..BULK_ROWS_MIN => Write::Prepared(engine.prepare(readings)),
+            _ => Write::Bulk(readings),
+        };
+        let (write, report) = self.decode(request, make).await?;
+        match write {
+            None => {}
+            Some(Write::Prepared(write)) => self.engine.write_prepared(write).await?,
+            Some(Write::Bulk(readings)) => {
+                let mut bulk = self.engine.bulk_import();
+                bulk.push(readings).await?;
+                bulk.finish().await?;
+            }
+        }
+        metrics::counter!("wattlake_readings_rejected_total").increment(report.rejected);
+        Ok(report)
+    }
+
+    /// Decodes a part of a bulk import, which [`Ingest::push`] then takes. Several parts may be decoded at once.
+    ///
+    /// # Errors
+    /// As [`Ingest::ingest`].
+    pub async fn decode_part(&self, request: IngestRequest) -> Result<(DecodedPart, IngestReport)> {
+        let (readings, report) = self.decode(request, |_, readings| readings).await?;
+        Ok((DecodedPart(readings), report))
+    }
+
+    /// Adds a part to a bulk import, in the order of the file.
+    ///
+    /// # Errors
+    /// When sorting fails, for want of disk most likely; the import cannot go on then.
+    pub async fn push(&self, bulk: &mut BulkImport, part: DecodedPart) -> Result<()> {
+        match part.0 {
+            Some(readings) => bulk.push(readings).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Decodes a body; `make` gets its good rows, still on the thread that decoded them.
+    async fn decode<T: Send + 'static>(
+        &self,
+        request: IngestRequest,
+        make: impl Fn(&Engine, Readings) -> T + Clone + Send + 'static,
+    ) -> Result<(Option<T>, IngestReport)> {
         let context = Context::new(&self.engine, &request);
         let (is_atomic, is_dry_run) = (request.is_atomic, request.is_dry_run);
         let site = request.site.clone();
-        let engine = Arc::clone(&self.engine);
+        let (engine, make_complete) = (Arc::clone(&self.engine), make.clone());
         // Decoding is CPU work and a damaged Arrow or Parquet body may panic in its library.
         let decoded = tokio::task::spawn_blocking(move || {
             let mut collector = Collector::new(context);
             decode::decode(&request, &mut collector)?;
             let is_complete = is_dry_run || !collector.has_unknown();
             Ok::<_, Error>(if is_complete {
-                Decoded::Complete(finish(&engine, collector, is_atomic, is_dry_run))
+                Decoded::Complete(finish(&engine, collector, is_atomic, is_dry_run, make_complete))
             } else {
                 Decoded::Unknown(Box::new(collector))
             })
@@ -124,23 +170,18 @@ impl Ingest {
             Ok(decoded) => decoded?,
             Err(_) => return Err(Error::invalid("the body is damaged: its decoder failed")),
         };
-        let (write, report) = match decoded {
+        Ok(match decoded {
             Decoded::Complete(complete) => complete,
             Decoded::Unknown(collector) if is_atomic && collector.rejected() > 0 => {
                 (None, collector.into_nothing())
             }
             Decoded::Unknown(mut collector) => {
                 let registered = self.register(&mut collector, &site).await?;
-                let (write, mut report) = finish(&self.engine, *collector, is_atomic, is_dry_run);
+                let (made, mut report) = finish(&self.engine, *collector, is_atomic, is_dry_run, make);
                 report.registered = registered;
-                (write, report)
+                (made, report)
             }
-        };
-        if let Some(write) = write {
-            self.engine.write_prepared(write).await?;
-        }
-        metrics::counter!("wattlake_readings_rejected_total").increment(report.rejected);
-        Ok(report)
+        })
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -148,19 +189,33 @@ impl Ingest {
     }
 }
 
-/// A decoded body: ready to be written, or with entities that nobody knows yet.
-enum Decoded {
-    Complete((Option<PreparedWrite>, IngestReport)),
+/// Bodies with at least so many rows become final files at once instead of going through log and memtable.
+const BULK_ROWS_MIN: usize = 500_000;
+
+/// The good rows of a part of a bulk import.
+#[derive(Debug)]
+pub struct DecodedPart(Option<Readings>);
+
+/// How rows are stored.
+enum Write {
+    Prepared(PreparedWrite),
+    Bulk(Readings),
+}
+
+/// A decoded body: ready, or with entities that nobody knows yet.
+enum Decoded<T> {
+    Complete((Option<T>, IngestReport)),
     Unknown(Box<Collector>),
 }
 
 /// What is to be written, if anything, and the report.
-fn finish(
+fn finish<T>(
     engine: &Engine,
     collector: Collector,
     is_atomic: bool,
     is_dry_run: bool,
-) -> (Option<PreparedWrite>, IngestReport) {
+    make: impl Fn(&Engine, Readings) -> T,
+) -> (Option<T>, IngestReport) {
     if is_atomic && collector.rejected() > 0 {
         return (None, collector.into_nothing());
     }
@@ -169,6 +224,6 @@ fn finish(
         report.accepted = 0;
         return (None, report);
     }
-    let write = (!is_dry_run && !readings.is_empty()).then(|| engine.prepare(readings));
-    (write, report)
+    let made = (!is_dry_run && !readings.is_empty()).then(|| make(engine, readings));
+    (made, report)
 }

@@ -9,6 +9,7 @@
 mod archive;
 mod background;
 mod batch;
+mod bulk;
 mod changes;
 mod clock;
 mod compaction;
@@ -30,13 +31,14 @@ mod writer;
 
 pub use archive::{Storage, measurement_schema, rows_between};
 pub use batch::{Batch, BatchSeries};
+pub use bulk::{BulkImport, BulkReport};
 pub use changes::RowFilter;
 pub use clock::Clock;
 pub use data_dir::DataDir;
 pub use decode::{BodyFormat, ContentEncoding, Part, Parts, TimePrecision, decompress, parse_timestamp};
 pub use engine::{Engine, EngineStatus, ReadView};
 pub use error::{Error, ErrorKind, Result};
-pub use ingest::{Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn};
+pub use ingest::{DecodedPart, Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport};
 pub use metric::{Conversion, Metric, MetricRegistry};
 pub use rows::{Rows, SeriesRows};

@@ -54,6 +54,13 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// A block of one batch.
+    pub(crate) fn of(readings: Readings) -> Self {
+        let mut block = Self::default();
+        block.push(readings);
+        block
+    }
+
     fn push(&mut self, readings: Readings) {
         let first = self.ts.len() as u32;
         self.metadata.extend(readings.metadata.into_iter().map(|(row, text)| (row + first, text)));

@@ -22,13 +22,40 @@ const FILE_BYTES_MAX: usize = 256 << 20;
 /// Rows in the order of files, each key once.
 pub(crate) type Source = Box<dyn Iterator<Item = Result<Chunk>> + Send>;
 
-/// What to do with rows of one key in several sources.
+/// One of two rows with the same key.
+#[derive(Clone, Copy)]
+pub(crate) struct Side<'a> {
+    /// Place of its source in the list.
+    pub rank: usize,
+    pub rows: &'a Rows,
+    pub row: usize,
+}
+
+impl Side<'_> {
+    /// Whether both rows say the same, so that storing the later one would change nothing.
+    pub(crate) fn says_the_same(&self, other: &Side<'_>) -> bool {
+        let (a, b) = (self.rows, other.rows);
+        a.value[self.row].to_bits() == b.value[other.row].to_bits()
+            && a.quality[self.row] == b.quality[other.row]
+            && a.unit[self.row] == b.unit[other.row]
+            && a.metadata_at(self.row) == b.metadata_at(other.row)
+    }
+}
+
+/// Which of two rows with the same key is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OnEqual {
-    /// It cannot be (MAN-2): the sources are live rows of one snapshot.
-    Fail,
-    /// The source that comes last in the list has the newest arrival.
-    LastWins,
+pub(crate) enum Winner {
+    /// The one whose source comes first in the list.
+    Earlier,
+    Later,
+}
+
+/// For sources that are live rows of one snapshot: two with one key cannot be (MAN-2).
+pub(crate) fn never_equal(key: &SeriesKey, side: Side<'_>, _: Side<'_>) -> Result<Winner> {
+    Err(Error::corrupt(format!(
+        "two live rows for {} of entity {} at {} us (MAN-2)",
+        key.metric, key.entity, side.rows.ts[side.row]
+    )))
 }
 
 struct Cursor {
@@ -41,6 +68,10 @@ struct Cursor {
 }
 
 impl Cursor {
+    fn side(&self) -> Side<'_> {
+        Side { rank: self.rank, rows: &self.rows, row: self.at }
+    }
+
     fn order(&self, other: &Self) -> Ordering {
         self.key
             .sort_key()
@@ -72,7 +103,7 @@ impl Cursor {
 /// Merges sources and hands over runs of rows in the order of files.
 pub(crate) fn merge(
     sources: Vec<Source>,
-    on_equal: OnEqual,
+    mut on_equal: impl FnMut(&SeriesKey, Side<'_>, Side<'_>) -> Result<Winner>,
     mut sink: impl FnMut(&SeriesKey, &Rows, Range<usize>) -> Result<()>,
 ) -> Result<()> {
     let nobody = Arc::new(SeriesKey {
@@ -99,16 +130,23 @@ pub(crate) fn merge(
         };
         if end > cursor.at {
             sink(&cursor.key, &cursor.rows, cursor.at..end)?;
-        } else if on_equal == OnEqual::Fail {
-            return Err(Error::corrupt(format!(
-                "two live rows for {} of entity {} at {} us (MAN-2)",
-                cursor.key.metric, cursor.key.entity, cursor.rows.ts[cursor.at]
-            )));
+            if cursor.advance(end)? {
+                insert(&mut cursors, cursor);
+            }
+            continue;
         }
-        // A row of the same key in a source with a higher rank follows: this one is superseded.
-        let next = end.max(cursor.at + 1);
-        if cursor.advance(next)? {
-            insert(&mut cursors, cursor);
+        // The next one has the same key, and a source that comes later in the list.
+        let Some(mut next) = cursors.pop() else { continue };
+        let loser = match on_equal(&cursor.key, cursor.side(), next.side())? {
+            Winner::Earlier => &mut next,
+            Winner::Later => &mut cursor,
+        };
+        let is_over = !loser.advance(loser.at + 1)?;
+        let over = is_over.then(|| loser.rank);
+        for cursor in [cursor, next] {
+            if over != Some(cursor.rank) {
+                insert(&mut cursors, cursor);
+            }
         }
     }
     Ok(())

@@ -83,7 +83,7 @@ fn request(format: BodyFormat, body: impl Into<Bytes>) -> IngestRequest {
 }
 
 /// Everything that the view shows, read back from files and memory, as (entity, metric, ts) -> value bits.
-async fn visible(engine: &Engine) -> BTreeMap<(String, String, i64), u64> {
+pub(crate) async fn visible(engine: &Engine) -> BTreeMap<(String, String, i64), u64> {
     let view = engine.read_view();
     let late = view.late_rows(i64::MIN, i64::MAX, |_| true);
     let mut out = BTreeMap::new();

@@ -13,7 +13,10 @@ use bytes::Bytes;
 use parquet::{
     arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
     basic::{Compression, Encoding, ZstdLevel},
-    file::{metadata::KeyValue, properties::WriterProperties},
+    file::{
+        metadata::KeyValue,
+        properties::{EnabledStatistics, WriterProperties},
+    },
     schema::types::ColumnPath,
 };
 use wattlake_catalog::{EntityId, FileBounds, NewDataFile, Quality, StoredFile};
@@ -27,6 +30,8 @@ use crate::{
 /// Rows of a row group: one group of a metric is skipped as a whole, larger ones compress no better.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 const PAGE_ROWS: usize = 20_000;
+/// Row groups of spilled files: several are read side by side, each as a whole.
+const SPILL_GROUP_ROWS: usize = 64 << 10;
 /// Rows handed to the Parquet writer at once: their Arrow form stays small beside the file.
 const BATCH_ROWS: usize = 1 << 16;
 
@@ -82,11 +87,28 @@ struct Bounds {
 
 impl DataFileEncoder {
     pub(crate) fn new(level: Level) -> Result<Self> {
+        Self::with_properties(level, properties(level))
+    }
+
+    /// A file that is read once and soon: written fast instead of small.
+    pub(crate) fn for_spill() -> Result<Self> {
+        let fast = WriterProperties::builder()
+            .set_max_row_group_row_count(Some(SPILL_GROUP_ROWS))
+            .set_column_dictionary_enabled(ColumnPath::from("value"), false)
+            .set_column_dictionary_enabled(ColumnPath::from("timestamp"), false)
+            .set_column_dictionary_enabled(ColumnPath::from("created_at"), false)
+            .set_column_encoding(ColumnPath::from("timestamp"), Encoding::DELTA_BINARY_PACKED)
+            .set_column_encoding(ColumnPath::from("created_at"), Encoding::DELTA_BINARY_PACKED)
+            .set_statistics_enabled(EnabledStatistics::None);
+        Self::with_properties(Level::Flush, fast.build())
+    }
+
+    fn with_properties(level: Level, properties: WriterProperties) -> Result<Self> {
         let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
         let schema = Arc::new(measurement_schema(&text));
         // Readers see plain strings: the Arrow schema, with its dictionaries, stays out of the file.
         let options =
-            ArrowWriterOptions::new().with_properties(properties(level)).with_skip_arrow_metadata(true);
+            ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
         Ok(Self { level, schema, writer, columns: Columns::default(), rows: 0, bounds: None })
     }

@@ -51,6 +51,11 @@ impl Storage {
             None if url.is_empty() => settings.data_dir.0.join("lake"),
             None => PathBuf::from(url),
         };
+        Self::open_local(root)
+    }
+
+    /// A local directory, which is created.
+    pub(crate) fn open_local(root: PathBuf) -> Result<Self> {
         fs::create_dir_all(root.join(TABLE_DIR)).map_err(|error| Error::io("create", &root, &error))?;
         let root = root.canonicalize().map_err(|error| Error::io("resolve", &root, &error))?;
         let store = LocalFileSystem::new_with_prefix(&root)?;
@@ -136,6 +141,18 @@ impl Storage {
                 })
             }
         }
+    }
+
+    /// Writes an object of a local storage that a crash may lose.
+    pub(crate) fn put_unsynced(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let StorageKind::Local { root } = &self.kind else {
+            return Err(Error::internal("only local storage takes unsynced objects"));
+        };
+        let path = root.join(TABLE_DIR).join(path);
+        let folder = path.parent().unwrap_or(root);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&path, bytes))
+            .map_err(|error| Error::io("write", &path, &error))
     }
 
     /// Deletes an object; one that is not there is fine. Deleting is done again when it was not, so nothing is synced.

@@ -36,7 +36,10 @@ fn source(model: &Model, chunk_rows: usize) -> Source {
     Box::new(chunks.into_iter())
 }
 
-fn collect(sources: Vec<Source>, on_equal: OnEqual) -> Result<Vec<((String, u128, i64), f64)>> {
+fn collect(
+    sources: Vec<Source>,
+    on_equal: fn(&SeriesKey, Side<'_>, Side<'_>) -> Result<Winner>,
+) -> Result<Vec<((String, u128, i64), f64)>> {
     let mut out = Vec::new();
     merge(sources, on_equal, |key, rows, range| {
         for row in range {
@@ -63,8 +66,29 @@ proptest! {
             }
         }
         let boxed = sources.iter().map(|map| source(map, chunk_rows)).collect();
-        prop_assert_eq!(collect(boxed, OnEqual::LastWins).expect("merged"), model.into_iter().collect::<Vec<_>>());
+        prop_assert_eq!(collect(boxed, |_, _, _| Ok(Winner::Later)).expect("merged"), model.into_iter().collect::<Vec<_>>());
     }
+}
+
+/// A row that says nothing new leaves the earlier one in place, with its time of arrival.
+#[test]
+fn the_first_source_can_win() {
+    let models = [Model::from([((0, 1), 5), ((1, 2), 6)]), Model::from([((0, 1), 5), ((1, 2), 7), ((1, 3), 8)])];
+    let sources = models.iter().map(|model| source(model, 9)).collect();
+    let mut kept = Vec::new();
+    let found = merge(
+        sources,
+        |_, earlier, later| {
+            assert_eq!((earlier.rank, later.rank), (0, 1));
+            Ok(if earlier.says_the_same(&later) { Winner::Earlier } else { Winner::Later })
+        },
+        |_, rows, range| {
+            kept.extend(rows.value[range].to_vec());
+            Ok(())
+        },
+    );
+    found.expect("merged");
+    assert_eq!(kept, [5.0, 7.0, 8.0]);
 }
 
 /// MAN-2 is checked where a breach would be made permanent.
@@ -72,13 +96,13 @@ proptest! {
 fn two_live_rows_of_a_key_are_damage() {
     let one = Model::from([((0, 1), 5), ((1, 2), 6)]);
     let two = Model::from([((1, 2), 7)]);
-    let error = collect(vec![source(&one, 9), source(&two, 9)], OnEqual::Fail).expect_err("damage");
+    let error = collect(vec![source(&one, 9), source(&two, 9)], never_equal).expect_err("damage");
     assert!(error.kind == crate::ErrorKind::Corrupt && error.message.contains("MAN-2"), "{error}");
 }
 
 #[test]
 fn rows_out_of_order_are_damage() {
     let chunks = vec![Ok(chunk(1, &[(1, 1)])), Ok(chunk(0, &[(1, 1)]))];
-    let error = collect(vec![Box::new(chunks.into_iter())], OnEqual::Fail).expect_err("damage");
+    let error = collect(vec![Box::new(chunks.into_iter())], never_equal).expect_err("damage");
     assert!(error.message.contains("out of order"), "{error}");
 }

@@ -1,6 +1,7 @@
-//! `wattlake import`: files in parts, straight into the data directory, or through the server that holds it.
+//! `wattlake import`: files in parts, straight into the data directory in one commit, or through the server that holds it.
 
 use std::{
+    collections::VecDeque,
     io::IsTerminal,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,7 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::json;
 use wattlake_engine::{
-    BodyFormat, ErrorKind, Ingest, IngestReport, IngestRequest, Part, Parts, TableMapping, TimePrecision,
+    BodyFormat, BulkImport, BulkReport, Ingest, IngestReport, IngestRequest, Part, Parts, TableMapping,
+    TimePrecision,
 };
 
 use super::{
@@ -69,9 +71,15 @@ pub(super) struct ImportArgs {
 
 /// Where parts go.
 enum Target {
-    Local(Box<server::Open>),
+    /// One import for all files: it is stored as a whole when everything was read.
+    Local(Box<server::Open>, Box<BulkImport>),
     Remote(Remote),
 }
+
+/// Parts that are decoded side by side.
+const PARTS_AT_ONCE: usize = 2;
+/// Bytes of text in one part of a local import.
+const LOCAL_PART_BYTES: usize = 8 << 20;
 
 /// One file's options.
 struct Plan {
@@ -107,30 +115,54 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
         Target::Remote(Remote::new(&args.remote, &settings)?)
     } else {
         match server::open(&settings).await {
-            Ok(open) => Target::Local(Box::new(open)),
+            Ok(open) => {
+                let bulk = open.engine.bulk_import();
+                Target::Local(Box::new(open), Box::new(bulk))
+            }
             Err(failure) if failure.is_in_use() => Target::Remote(Remote::new(&args.remote, &settings)?),
             Err(failure) => return Err(failure),
         }
     };
     let started = Instant::now();
     let mut total = IngestReport::default();
-    let mut outcome = Ok(());
-    for (file, plan) in plans {
-        outcome =
-            import_file(&target, file, &plan, settings.ingest.max_body_bytes.as_usize(), &mut total).await;
-        if outcome.is_err() {
-            break;
+    let (stored, outcome) = match target {
+        Target::Local(open, mut bulk) => {
+            let mut outcome = Ok(());
+            for (file, plan) in plans {
+                outcome = import_locally(&open.ingest, &mut bulk, file, &plan, &mut total).await;
+                if outcome.is_err() {
+                    break;
+                }
+            }
+            // All or nothing: a file that breaks off stores none of them.
+            let stored = match outcome {
+                Ok(()) => bulk.finish().await.map(Some).map_err(Failure::from),
+                Err(_) => Ok(None),
+            };
+            open.close().await?;
+            (stored?, outcome.map_err(|failure| failure.with("; nothing was stored")))
         }
-    }
-    if let Target::Local(open) = target {
-        open.close().await?;
-    }
-    outcome.map_err(|failure| match total.accepted {
-        n if n == 0 || args.dry_run => failure,
-        n => failure
-            .with(&format!("; {n} readings before it are stored, and importing them again changes nothing")),
-    })?;
-    report(&total, &args, started.elapsed());
+        Target::Remote(remote) => {
+            let body_max = settings.ingest.max_body_bytes.as_usize();
+            let mut outcome = Ok(());
+            for (file, plan) in plans {
+                outcome = import_remotely(&remote, file, &plan, body_max, &mut total).await;
+                if outcome.is_err() {
+                    break;
+                }
+            }
+            let accepted = total.accepted;
+            let outcome = outcome.map_err(|failure| match accepted {
+                n if n == 0 || args.dry_run => failure,
+                n => failure.with(&format!(
+                    "; {n} readings before it are stored, and importing them again changes nothing"
+                )),
+            });
+            (None, outcome)
+        }
+    };
+    outcome?;
+    report(&total, stored, &args, started.elapsed());
     match total.rejected {
         0 => Ok(()),
         n => Err(Failure::failed(format!("{n} rows were refused"))),
@@ -169,61 +201,116 @@ fn format_of(file: &Path) -> Result<BodyFormat, Failure> {
     }
 }
 
-async fn import_file(
-    target: &Target,
-    file: &Path,
-    plan: &Plan,
-    body_max: usize,
-    total: &mut IngestReport,
-) -> Result<(), Failure> {
-    let unreadable = |error: std::io::Error| Failure::io(format!("cannot read {}: {error}", file.display()));
-    let opened = std::fs::File::open(file).map_err(unreadable)?;
-    let bytes = opened.metadata().map_err(unreadable)?.len();
-    let bar = progress(bytes, file);
-    let mapping = plan.mapping.as_deref();
-    let parts = match plan.format {
-        BodyFormat::Parquet => Parts::of_parquet(opened, mapping),
-        // The bar moves with what is read, compressed or not.
-        format => Parts::of_text(bar.wrap_read(opened), format, mapping, body_max / 2),
-    };
-    let named = |error: wattlake_engine::Error| {
-        Failure::from(wattlake_engine::Error::new(
-            error.kind,
-            format!("{}: {}", file.display(), error.message),
-        ))
-    };
-    let mut parts = parts.map_err(named)?;
-    // Reading, and the decompression and Parquet decoding that go with it, block.
-    loop {
+/// A file that is being read in parts.
+struct Reading<'a> {
+    file: &'a Path,
+    bytes: u64,
+    bar: ProgressBar,
+    parts: Option<Parts>,
+}
+
+impl<'a> Reading<'a> {
+    fn open(file: &'a Path, plan: &Plan, part_bytes: usize) -> Result<Self, Failure> {
+        let unreadable =
+            |error: std::io::Error| Failure::io(format!("cannot read {}: {error}", file.display()));
+        let opened = std::fs::File::open(file).map_err(unreadable)?;
+        let bytes = opened.metadata().map_err(unreadable)?.len();
+        let bar = progress(bytes, file);
+        let mapping = plan.mapping.as_deref();
+        let parts = match plan.format {
+            BodyFormat::Parquet => Parts::of_parquet(opened, mapping),
+            // The bar moves with what is read, compressed or not.
+            format => Parts::of_text(bar.wrap_read(opened), format, mapping, part_bytes),
+        };
+        let parts = parts.map_err(|error| named(file, error))?;
+        Ok(Self { file, bytes, bar, parts: Some(parts) })
+    }
+
+    /// The next part. Reading, and the decompression and Parquet decoding that go with it, block.
+    async fn next(&mut self) -> Result<Option<Part>, Failure> {
+        let Some(mut parts) = self.parts.take() else { return Ok(None) };
         let (back, part) = tokio::task::spawn_blocking(move || {
             let part = parts.next();
             (parts, part)
         })
         .await
-        .map_err(|error| Failure::failed(format!("reading {} failed: {error}", file.display())))?;
-        parts = back;
-        let Some(part) = part else { break };
-        let part = part.map_err(named)?;
-        let report = send(target, plan, &part).await?;
+        .map_err(|error| Failure::failed(format!("reading {} failed: {error}", self.file.display())))?;
+        let rows = back.rows();
+        self.parts = Some(back);
+        let Some(part) = part else { return Ok(None) };
+        let part = part.map_err(|error| named(self.file, error))?;
+        if let Some(rows) = rows {
+            self.bar.set_position(self.bytes * part.first_row / rows.max(1));
+        }
+        Ok(Some(part))
+    }
+
+    /// Adds what became of a part.
+    fn count(&self, report: IngestReport, first_row: u64, total: &mut IngestReport) {
         total.accepted += report.accepted;
         total.rejected += report.rejected;
         total.registered += report.registered;
         total.skipped_fields += report.skipped_fields;
         for mut error in report.errors {
-            error.row += part.first_row;
-            error.message = format!("{}: {}", file.display(), error.message);
+            error.row += first_row;
+            error.message = format!("{}: {}", self.file.display(), error.message);
             total.errors.push(error);
         }
         total.errors.truncate(100);
-        if let Some(rows) = parts.rows() {
-            bar.set_position(bytes * part.first_row / rows.max(1));
-        }
-        bar.set_message(format!("{} readings", total.accepted));
-        if bar.is_hidden() {
-            tracing::info!(file = %file.display(), accepted = total.accepted, rejected = total.rejected, "importing");
+        self.bar.set_message(format!("{} readings", total.accepted));
+        if self.bar.is_hidden() {
+            let (accepted, rejected) = (total.accepted, total.rejected);
+            tracing::info!(file = %self.file.display(), accepted, rejected, "importing");
         }
     }
-    bar.finish();
+}
+
+fn named(file: &Path, error: wattlake_engine::Error) -> Failure {
+    let message = format!("{}: {}", file.display(), error.message);
+    Failure::from(wattlake_engine::Error::new(error.kind, message))
+}
+
+/// Decodes parts side by side and takes them in the order of the file.
+async fn import_locally(
+    ingest: &Ingest,
+    bulk: &mut BulkImport,
+    file: &Path,
+    plan: &Plan,
+    total: &mut IngestReport,
+) -> Result<(), Failure> {
+    let mut reading = Reading::open(file, plan, LOCAL_PART_BYTES)?;
+    let mut decoding = VecDeque::new();
+    loop {
+        while decoding.len() < PARTS_AT_ONCE
+            && let Some(part) = reading.next().await?
+        {
+            let (ingest, request) = (ingest.clone(), request(plan, &part));
+            let decoded = tokio::spawn(async move { ingest.decode_part(request).await });
+            decoding.push_back((part.first_row, decoded));
+        }
+        let Some((first_row, decoded)) = decoding.pop_front() else { break };
+        let decoded = decoded.await.map_err(|error| Failure::failed(format!("decoding failed: {error}")))?;
+        let (part, report) = decoded.map_err(|error| named(file, error))?;
+        ingest.push(bulk, part).await?;
+        reading.count(report, first_row, total);
+    }
+    reading.bar.finish();
+    Ok(())
+}
+
+async fn import_remotely(
+    remote: &Remote,
+    file: &Path,
+    plan: &Plan,
+    body_max: usize,
+    total: &mut IngestReport,
+) -> Result<(), Failure> {
+    let mut reading = Reading::open(file, plan, body_max / 2)?;
+    while let Some(part) = reading.next().await? {
+        let report = send(remote, plan, &part).await?;
+        reading.count(report, part.first_row, total);
+    }
+    reading.bar.finish();
     Ok(())
 }
 
@@ -240,24 +327,18 @@ fn progress(bytes: u64, file: &Path) -> ProgressBar {
     bar
 }
 
-async fn send(target: &Target, plan: &Plan, part: &Part) -> Result<IngestReport, Failure> {
-    for attempt in 0.. {
-        let outcome = match target {
-            Target::Local(open) => send_local(&open.ingest, plan, part).await,
-            Target::Remote(remote) => send_remote(remote, plan, part).await,
-        };
-        match outcome? {
-            Some(report) => return Ok(report),
-            None if attempt < RETRIES_MAX => tokio::time::sleep(Duration::from_millis(500)).await,
-            None => break,
+async fn send(remote: &Remote, plan: &Plan, part: &Part) -> Result<IngestReport, Failure> {
+    for _ in 0..RETRIES_MAX {
+        if let Some(report) = send_remote(remote, plan, part).await? {
+            return Ok(report);
         }
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     Err(Failure::failed("memory stayed full: readings are not being flushed; see `wattlake status`"))
 }
 
-/// `None`: memory is full, try again.
-async fn send_local(ingest: &Ingest, plan: &Plan, part: &Part) -> Result<Option<IngestReport>, Failure> {
-    let request = IngestRequest {
+fn request(plan: &Plan, part: &Part) -> IngestRequest {
+    IngestRequest {
         format: part.format,
         body: part.body.clone(),
         precision: plan.precision,
@@ -266,17 +347,10 @@ async fn send_local(ingest: &Ingest, plan: &Plan, part: &Part) -> Result<Option<
         mapping: plan.mapping.clone(),
         allowed_sites: Vec::new(),
         is_dry_run: plan.is_dry_run,
-    };
-    match ingest.ingest(request).await {
-        Ok(report) => Ok(Some(report)),
-        Err(error) if error.kind == ErrorKind::Overloaded => {
-            ingest.engine().flush().await?;
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
     }
 }
 
+/// `None`: memory is full, try again.
 async fn send_remote(remote: &Remote, plan: &Plan, part: &Part) -> Result<Option<IngestReport>, Failure> {
     let mapping = plan.mapping.as_deref().map(|mapping| json!(mapping).to_string());
     let format = match part.format {
@@ -299,11 +373,15 @@ async fn send_remote(remote: &Remote, plan: &Plan, part: &Part) -> Result<Option
         .map_err(|error| Failure::failed(format!("the answer is not a report: {}", error.without_url())))
 }
 
-fn report(total: &IngestReport, args: &ImportArgs, elapsed: Duration) {
+fn report(total: &IngestReport, stored: Option<BulkReport>, args: &ImportArgs, elapsed: Duration) {
     if args.json {
+        let stored = stored.map(|stored| {
+            let new = stored.rows - stored.corrected - stored.identical;
+            json!({ "new": new, "corrected": stored.corrected, "identical": stored.identical })
+        });
         println!(
             "{:#}",
-            json!({ "dryRun": args.dry_run, "seconds": elapsed.as_secs_f64(), "report": total })
+            json!({ "dryRun": args.dry_run, "seconds": elapsed.as_secs_f64(), "report": total, "stored": stored })
         );
         return;
     }
@@ -322,4 +400,8 @@ fn report(total: &IngestReport, args: &ImportArgs, elapsed: Duration) {
         total.registered,
         elapsed.as_secs_f64()
     );
+    if let Some(BulkReport { rows, corrected, identical }) = stored.filter(|_| !args.dry_run) {
+        let new = rows - corrected - identical;
+        println!("{new} of them new, {corrected} corrected, {identical} known already");
+    }
 }

@@ -1,0 +1,119 @@
+//! Bulk imports against a map: whatever the archive and memory held before, the newest reading of each key is there once,
+//! and the report says what changed.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use wattlake_catalog::{EntityType, Quality};
+use wattlake_config::ByteCount;
+
+use crate::{
+    Batch, BatchSeries, BulkReport, Engine, MaintenanceOptions,
+    tests::{settings, start, two_meters, visible},
+};
+use std::sync::Arc;
+
+/// 2026-03-01T00:00:00Z.
+const NOW: i64 = 1_772_323_200_000_000;
+const HOUR: i64 = 3_600_000_000;
+
+type Reading = (usize, usize, i64, i32);
+type Model = BTreeMap<(String, String, i64), u64>;
+
+fn batch(entities: &[wattlake_catalog::EntityId], readings: &[Reading]) -> Batch {
+    let mut batch = Batch { created_at: NOW, ..Batch::default() };
+    for entity in entities {
+        for (metric, unit) in [("power", "kW"), ("soc", "%")] {
+            let (metric, unit) = (metric.to_owned(), unit.to_owned());
+            batch.table.push(BatchSeries { entity: *entity, entity_type: EntityType::Meter, metric, unit });
+        }
+    }
+    for (entity, metric, hour, value) in readings {
+        batch.series.push((entity * 2 + metric) as u32);
+        batch.ts.push(NOW + hour * HOUR);
+        batch.value.push(f64::from(*value));
+        batch.quality.push(Quality::Good);
+    }
+    batch
+}
+
+fn apply(model: &mut Model, entities: &[wattlake_catalog::EntityId], readings: &[Reading]) {
+    for (entity, metric, hour, value) in readings {
+        let key = (entities[*entity].to_string(), ["power", "soc"][*metric].to_owned(), NOW + hour * HOUR);
+        model.insert(key, f64::from(*value).to_bits());
+    }
+}
+
+async fn import(engine: &Arc<Engine>, entities: &[wattlake_catalog::EntityId], parts: &[Vec<Reading>]) -> BulkReport {
+    let mut bulk = engine.bulk_import();
+    for part in parts {
+        bulk.push(batch(entities, part).into_readings(engine.series())).await.expect("push");
+    }
+    bulk.finish().await.expect("import")
+}
+
+fn any_readings(max: usize) -> impl Strategy<Value = Vec<Reading>> {
+    prop::collection::vec((0usize..2, 0usize..2, -80i64 * 24..20, 0i32..4), 0..max)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn imports_merge_with_what_is_there(
+        before in any_readings(120),
+        hot in any_readings(30),
+        parts in prop::collection::vec(any_readings(80), 1..6),
+        after in any_readings(30),
+        spills: bool,
+        compacts: bool,
+    ) {
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        runtime.block_on(async {
+            let dir = tempfile::TempDir::new().expect("dir");
+            let mut settings = settings(dir.path());
+            if spills {
+                // Every part is then a run of its own.
+                settings.flush.max_bytes = ByteCount(20_000);
+                settings.memory.budget = ByteCount(20_000);
+            }
+            let engine = start(&settings).await;
+            let entities = two_meters(&engine).await;
+            let mut model = Model::new();
+            engine.write(batch(&entities, &before)).await.expect("stored");
+            apply(&mut model, &entities, &before);
+            engine.flush().await.expect("flush");
+            if compacts {
+                let options = MaintenanceOptions { everything: true, ..MaintenanceOptions::default() };
+                engine.maintain(options).await.expect("maintenance");
+            }
+            engine.write(batch(&entities, &hot)).await.expect("stored");
+            apply(&mut model, &entities, &hot);
+            let old = model.clone();
+            let all: Vec<_> = parts.concat();
+            let mut imported = Model::new();
+            apply(&mut imported, &entities, &all);
+            apply(&mut model, &entities, &all);
+            let report = import(&engine, &entities, &parts).await;
+            let identical = imported.iter().filter(|(key, value)| old.get(*key) == Some(value)).count() as u64;
+            let known = imported.keys().filter(|key| old.contains_key(*key)).count() as u64;
+            prop_assert_eq!(report, BulkReport { rows: imported.len() as u64, corrected: known - identical, identical });
+            prop_assert_eq!(visible(&engine).await, model.clone());
+            // Again: nothing changes, no snapshot is made.
+            let snapshot = engine.status().snapshot_id;
+            let again = import(&engine, &entities, &parts).await;
+            prop_assert_eq!((again.corrected, again.identical), (0, imported.len() as u64));
+            prop_assert_eq!(engine.status().snapshot_id, snapshot);
+            // Later readings win over imported ones.
+            engine.write(batch(&entities, &after)).await.expect("stored");
+            apply(&mut model, &entities, &after);
+            prop_assert_eq!(visible(&engine).await, model.clone());
+            engine.flush().await.expect("flush");
+            prop_assert_eq!(visible(&engine).await, model);
+            let spilled = std::fs::read_dir(dir.path().join("tmp")).map_or(0, |entries| entries.count());
+            prop_assert_eq!(spilled, 0, "spilled runs are deleted");
+            engine.abandon().await;
+            Ok(())
+        })?;
+    }
+}
