@@ -25,6 +25,7 @@ mod merge;
 mod metric;
 mod rows;
 mod series;
+mod verify;
 mod version;
 mod wal;
 mod writer;
@@ -43,6 +44,7 @@ pub use maintenance::{MaintenanceOptions, MaintenanceReport};
 pub use metric::{Conversion, Metric, MetricRegistry};
 pub use rows::{Rows, SeriesRows};
 pub use series::{SeriesId, SeriesKey, UnitId};
+pub use verify::{Problem, ProblemKind, VerifyReport};
 pub use version::HotView;
 
 #[cfg(test)]

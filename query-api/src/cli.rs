@@ -12,6 +12,7 @@ mod snapshot;
 mod sql;
 mod status;
 mod token;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -60,6 +61,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Merges files, applies retention and expires old snapshots, now
     Compact(compact::CompactArgs),
+    /// Checks that the archive is what the catalog says
+    Verify(verify::VerifyArgs),
     /// Keeps states of the archive under a name
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -163,6 +166,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Sql(args) => Box::pin(sql::run(&common, args)).await,
         Command::Import(args) => Box::pin(import::run(&common, args)).await,
         Command::Compact(args) => Box::pin(compact::run(&common, args)).await,
+        Command::Verify(args) => Box::pin(verify::run(&common, args)).await,
         Command::Snapshot(command) => Box::pin(snapshot::run(&common, command)).await,
         Command::Status(args) => Box::pin(status::run(&common, args)).await,
         Command::Token(command) => Box::pin(token::run(&common, command)).await,

@@ -223,6 +223,13 @@ impl<'a> Columns<'a> {
     }
 }
 
+/// How many rows a file's footer says that it has. Blocks: for background threads.
+pub(crate) fn read_footer_rows(handle: &Handle, storage: &Storage, file: &DataFile) -> Result<u64> {
+    let reader = ObjectReader::new(storage, &file.stored);
+    let builder = handle.block_on(ParquetRecordBatchStreamBuilder::new(reader))?;
+    Ok(u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0))
+}
+
 /// The positions in a file of the rows with `from <= ts < to` of the series that `wanted` picks, in order. Deleted rows
 /// are found, too. Blocks, so it is called from background threads.
 pub(crate) fn find_positions(

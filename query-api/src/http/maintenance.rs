@@ -1,4 +1,4 @@
-//! `POST /api/compact`: one round of maintenance, now.
+//! `POST /api/compact` and `POST /api/verify`: maintenance now, and whether the archive is sound.
 
 use axum::{
     extract::{RawQuery, State},
@@ -31,4 +31,17 @@ pub(super) async fn compact(State(app): State<App>, RawQuery(query): RawQuery) -
         is_forced: read_flag("force", params.force.as_deref())?,
     };
     Ok(json_response(&app.engine.maintain(options).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VerifyParams {
+    quick: Option<String>,
+}
+
+/// `quick`: only looks whether all objects are there in their size.
+pub(super) async fn verify(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response> {
+    let params: VerifyParams = read_query(query.as_deref(), &[])?;
+    let is_quick = read_flag("quick", params.quick.as_deref())?;
+    Ok(json_response(&app.engine.verify(is_quick).await?))
 }
