@@ -154,7 +154,7 @@ pub struct Flush {
 
 impl Default for Flush {
     fn default() -> Self {
-        Self { interval: Period::secs(300), max_bytes: ByteCount::mib(64) }
+        Self { interval: Period::secs(300), max_bytes: ByteCount::mib(32) }
     }
 }
 

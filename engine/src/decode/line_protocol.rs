@@ -171,9 +171,7 @@ impl<'a> Decoder<'a> {
             let series = self.collector.known_series(*slot)?;
             let site = context.fleet.site_of(series.entity)?.id;
             let channel = *context.engine.series().intern(&[series]).first()?;
-            let hash = self.cache.hash_field(self.cache.hash_key(key), field);
-            let (key, field) = (Box::from(*key), field.clone());
-            Some(LearnedLine { hash, key, field, channel, conversion: slot.conversion, site })
+            Some(LearnedLine::new(self.cache, key, field, channel, slot.conversion, site))
         });
         learned.collect()
     }

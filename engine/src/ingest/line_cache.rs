@@ -44,13 +44,35 @@ pub(crate) struct KnownLines {
 /// A series as a line writes it: measurement and tags, and the field.
 #[derive(Clone, Debug)]
 pub(crate) struct LearnedLine {
-    pub hash: u64,
-    pub key: Box<[u8]>,
-    pub field: Box<[u8]>,
+    hash: u64,
+    /// Measurement and tags, then the field: one place in memory for the comparison.
+    text: Box<[u8]>,
+    key_bytes: u32,
     pub channel: ChannelId,
     pub conversion: Conversion,
     /// Where the entity is: a token may be limited to other sites.
     pub site: SiteId,
+}
+
+impl LearnedLine {
+    pub(crate) fn new(
+        cache: &LineSeriesCache,
+        key: &[u8],
+        field: &[u8],
+        channel: ChannelId,
+        conversion: Conversion,
+        site: SiteId,
+    ) -> Self {
+        let hash = cache.hash_field(cache.hash_key(key), field);
+        Self { hash, text: [key, field].concat().into(), key_bytes: key.len() as u32, channel, conversion, site }
+    }
+
+    fn is(&self, key: &[u8], field: &[u8]) -> bool {
+        self.key_bytes as usize == key.len()
+            && self.text.len() == key.len() + field.len()
+            && self.text[..key.len()] == *key
+            && self.text[key.len()..] == *field
+    }
 }
 
 impl LineCache {
@@ -93,10 +115,10 @@ impl LineSeriesCache {
         }
         let mut known = self.known.write();
         for line in lines {
-            if known.find(line.hash, &line.key, &line.field).is_some() {
+            if known.lines.find(line.hash, |other| other.text == line.text).is_some() {
                 continue;
             }
-            let bytes = line.key.len() + line.field.len() + size_of::<LearnedLine>();
+            let bytes = line.text.len() + size_of::<LearnedLine>();
             if known.bytes + bytes > BYTES_MAX {
                 *known = KnownLines::default();
             }
@@ -108,6 +130,6 @@ impl LineSeriesCache {
 
 impl KnownLines {
     pub(crate) fn find(&self, hash: u64, key: &[u8], field: &[u8]) -> Option<&LearnedLine> {
-        self.lines.find(hash, |line| *line.key == *key && *line.field == *field)
+        self.lines.find(hash, |line| line.is(key, field))
     }
 }
