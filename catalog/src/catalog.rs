@@ -13,8 +13,8 @@ use tokio::sync::Mutex;
 
 use crate::{
     Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, Expired, Fleet,
-    Manifest, Meter, MeterDraft, NamedSnapshot, NewEntities, NewToken, OnboardingDraft, Result, Scheduled, SecretKey, Site, SiteDraft, SiteId,
-    SnapshotAt, Token,
+    Manifest, Meter, MeterDraft, NamedSnapshot, NewEntities, NewToken, OnboardingDraft, Result, Scheduled,
+    SecretKey, Site, SiteDraft, SiteId, SnapshotAt, Token,
     db::{Db, Tx},
     entities::{Writer, load_fleet},
     manifest, migrations, tokens,
@@ -60,6 +60,15 @@ impl Catalog {
         manifest::create(&db, data_path, Timestamp::now()).await?;
         let fleet = ArcSwap::from_pointee(load_fleet(&db).await?);
         Ok(Self { db, key, fleet, reload: Mutex::new(()), tokens: Mutex::new(None) })
+    }
+
+    /// Writes a consistent copy of the database to a new file, while others read and write.
+    ///
+    /// # Errors
+    /// On Postgres, which has tools of its own.
+    pub async fn copy_to(&self, path: &Path) -> Result<()> {
+        let path = path.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", path.display())))?;
+        self.db.copy_to(path).await
     }
 
     /// Closes the database; afterwards every call fails.

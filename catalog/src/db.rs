@@ -146,6 +146,19 @@ impl Db {
         Ok(self.rows(sql, params).await?.into_iter().next())
     }
 
+    /// Writes a consistent copy of the database to a new file, while others read and write.
+    pub(crate) async fn copy_to(&self, path: &str) -> Result<()> {
+        match self {
+            Self::Sqlite { writer, .. } => {
+                sqlx::query("VACUUM INTO $1").bind(path).execute(writer).await?;
+                Ok(())
+            }
+            Self::Postgres(_) => Err(Error::invalid(
+                "the catalog is on Postgres: back it up with pg_dump, and the objects of the storage with its own tools",
+            )),
+        }
+    }
+
     /// Closes all connections; SQLite folds its log into the database file.
     pub(crate) async fn close(&self) {
         match self {

@@ -205,10 +205,7 @@ impl Manifest {
 impl DataFile {
     /// How it is named in a change that takes it away.
     pub fn removal(&self) -> RemovedFile {
-        RemovedFile {
-            data_file_id: self.id,
-            delete_file_id: self.delete.as_ref().map(|delete| delete.id),
-        }
+        RemovedFile { data_file_id: self.id, delete_file_id: self.delete.as_ref().map(|delete| delete.id) }
     }
 
     pub fn live_rows(&self) -> u64 {

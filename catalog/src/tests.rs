@@ -384,7 +384,10 @@ mod suite {
         let first = latest(catalog).await;
         let named = catalog.name_snapshot("audit-2025", now).await.expect("named");
         assert_eq!(named.snapshot, first.snapshot);
-        assert_eq!(catalog.name_snapshot("audit-2025", now).await.expect_err("taken").kind, ErrorKind::Conflict);
+        assert_eq!(
+            catalog.name_snapshot("audit-2025", now).await.expect_err("taken").kind,
+            ErrorKind::Conflict
+        );
         assert_eq!(catalog.name_snapshot("2025; --", now).await.expect_err("odd").kind, ErrorKind::Invalid);
         rewrite(catalog, &first, "b").await.expect("rewrite");
         let second = latest(catalog).await;
@@ -401,7 +404,10 @@ mod suite {
         // Gone: the two empty snapshots of the creation and the second, with the file that only it names.
         assert_eq!((expired.snapshots, expired.data_files), (3, 1));
         let scheduled = catalog.scheduled_objects().await.expect("scheduled");
-        assert_eq!(scheduled.iter().map(|s| s.path.as_str()).collect::<Vec<_>>(), ["measurements/month=2026-01/b.parquet"]);
+        assert_eq!(
+            scheduled.iter().map(|s| s.path.as_str()).collect::<Vec<_>>(),
+            ["measurements/month=2026-01/b.parquet"]
+        );
         let by_name = catalog.manifest(SnapshotAt::Name("audit-2025".into())).await.expect("named");
         assert_eq!(by_name, first);
         assert_eq!(catalog.manifest(SnapshotAt::Time(limit)).await.expect("window"), third);

@@ -14,7 +14,7 @@ mod storage;
 pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
 pub(crate) use delete_file::{read_positions, write_delete_file};
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
-pub(crate) use scan::{Chunk, FileScan, find_positions, read_footer_rows};
 pub use scan::rows_between;
+pub(crate) use scan::{Chunk, FileScan, find_positions, read_footer_rows};
 pub use schema::measurement_schema;
 pub use storage::Storage;

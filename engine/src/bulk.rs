@@ -6,12 +6,7 @@
 //! The files are built beside running flushes; only when one of those touched the same keys the work is done again with
 //! the flush lock held (MAN-3).
 
-use std::{
-    collections::BTreeMap,
-    ops::Range,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc};
 
 use ahash::HashMap;
 use parking_lot::Mutex as SyncMutex;
@@ -34,7 +29,7 @@ use crate::{
 
 /// Share of the memory budget that readings take before they are sorted into a run: while one run is sorted and
 /// written, the next one fills.
-const RUN_SHARE: usize = 4;
+const RUN_SHARE: usize = 6;
 /// When a month's files hold more than this many times the import's rows of it, their rows are looked up instead of
 /// all written anew.
 const LOOKUP_FACTOR: u64 = 4;
@@ -149,15 +144,18 @@ impl BulkImport {
 
     async fn finish_sorting(&mut self) -> Result<()> {
         let Some(sorting) = self.sorting.take() else { return Ok(()) };
-        let run =
-            sorting.await.map_err(|error| Error::internal(format!("sorting an import panicked: {error}")))??;
+        let run = sorting
+            .await
+            .map_err(|error| Error::internal(format!("sorting an import panicked: {error}")))??;
         self.spilled_bytes += run.spilled_bytes;
         self.runs.push(run);
         let max = self.engine.settings().ingest.import_spill;
         if self.spilled_bytes > max.0 {
             return Err(Error::new(
                 ErrorKind::TooLarge,
-                format!("the import needs more than ingest.import_spill = {max} for sorting; import it in parts"),
+                format!(
+                    "the import needs more than ingest.import_spill = {max} for sorting; import it in parts"
+                ),
             ));
         }
         Ok(())
@@ -382,8 +380,7 @@ async fn build(engine: &Arc<Engine>, months: &Arc<Vec<Month>>, base: &Manifest) 
     let mut built = Built::default();
     let mut rewrites = Vec::new();
     for (index, month) in months.iter().enumerate() {
-        let shared: Vec<_> =
-            base.files.iter().filter(|file| month.may_share_keys(file)).cloned().collect();
+        let shared: Vec<_> = base.files.iter().filter(|file| month.may_share_keys(file)).cloned().collect();
         let stored: u64 = shared.iter().map(|file| file.rows).sum();
         if stored > month.rows * LOOKUP_FACTOR && month.rows <= LOOKUP_ROWS_MAX {
             built.inputs.extend(shared.iter().cloned());

@@ -41,11 +41,12 @@ impl RowFilter {
     /// Whether the bounds of a file leave room for a wanted row.
     fn may_hit(&self, file: &DataFile) -> bool {
         let bounds = &file.bounds;
-        let in_entities = |entities: &BTreeSet<EntityId>| {
-            match (bounds.min_entity.parse::<EntityId>(), bounds.max_entity.parse::<EntityId>()) {
-                (Ok(min), Ok(max)) if min <= max => entities.range(min..=max).next().is_some(),
-                _ => true,
-            }
+        let in_entities = |entities: &BTreeSet<EntityId>| match (
+            bounds.min_entity.parse::<EntityId>(),
+            bounds.max_entity.parse::<EntityId>(),
+        ) {
+            (Ok(min), Ok(max)) if min <= max => entities.range(min..=max).next().is_some(),
+            _ => true,
         };
         bounds.max_ts >= self.from
             && bounds.min_ts < self.to

@@ -123,7 +123,9 @@ pub(crate) fn rewrite_files(
     let expected: u64 = inputs.iter().map(|input| input.file.rows - input.hidden.len() as u64).sum();
     let written: u64 = files.iter().map(|file| file.rows).sum();
     if written != expected {
-        return Err(Error::corrupt(format!("{written} of {expected} live rows came out of a rewrite of {month}")));
+        return Err(Error::corrupt(format!(
+            "{written} of {expected} live rows came out of a rewrite of {month}"
+        )));
     }
     Ok(files)
 }

@@ -1,6 +1,7 @@
 //! [`Engine`]: starting, writing, flushing, reading, stopping.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -23,7 +24,7 @@ use crate::{
     maintenance::{MaintenanceOptions, MaintenanceState},
     series::SeriesTable,
     version::{HotView, Versions},
-    wal::{DiskFiles, Log, encode_chunk, recover},
+    wal::{Damage, DiskFiles, Log, encode_chunk, recover, salvage},
     writer::{self, Command, PendingWrite, Writer, WriterOptions, WriterStats},
 };
 
@@ -101,6 +102,33 @@ impl Engine {
         catalog: Arc<Catalog>,
         clock: Clock,
     ) -> Result<Arc<Self>> {
+        Self::start_with(settings, data_dir, storage, catalog, clock, None).await
+    }
+
+    /// As [`Engine::start`], but a damaged log does not stop it: what is whole is replayed, and damaged segments are copied
+    /// to `wal-quarantine/` in the data directory. Answers what was wrong, in words.
+    pub async fn repair(
+        settings: &Settings,
+        data_dir: DataDir,
+        storage: Storage,
+        catalog: Arc<Catalog>,
+        clock: Clock,
+    ) -> Result<(Arc<Self>, Vec<String>)> {
+        let damage = Arc::new(SyncMutex::new(Vec::new()));
+        let engine =
+            Self::start_with(settings, data_dir, storage, catalog, clock, Some(Arc::clone(&damage))).await?;
+        let damage = std::mem::take(&mut *damage.lock());
+        Ok((engine, damage))
+    }
+
+    async fn start_with(
+        settings: &Settings,
+        data_dir: DataDir,
+        storage: Storage,
+        catalog: Arc<Catalog>,
+        clock: Clock,
+        damage: Option<Arc<SyncMutex<Vec<String>>>>,
+    ) -> Result<Arc<Self>> {
         let unfinished = storage.remove_unfinished()?;
         let watermark = catalog.wal_checkpoint().await?;
         let manifest = catalog.manifest(SnapshotAt::Latest).await?;
@@ -110,15 +138,23 @@ impl Engine {
         let flush_bytes_max = settings.flush.max_bytes.as_usize();
         let recovered = {
             let (versions, wal_dir) = (Arc::clone(&versions), wal_dir.clone());
+            let quarantine = data_dir.path().join("wal-quarantine");
             let replay = move || {
-                recover(&wal_dir, watermark, |sequence, batches| {
+                let apply = |sequence, batches: Vec<Batch>| {
                     for batch in batches {
                         versions.current().active.apply(batch.into_readings(&versions.series));
                     }
                     if versions.current().active.bytes() >= flush_bytes_max {
                         versions.freeze(sequence);
                     }
-                })
+                };
+                let Some(damage) = damage else { return recover(&wal_dir, watermark, apply) };
+                let mut set_aside = |found: Damage<'_>| {
+                    copy_into(&quarantine, found.segment)?;
+                    damage.lock().push(found.error.message);
+                    Ok(())
+                };
+                salvage(&wal_dir, watermark, &mut set_aside, apply)
             };
             tokio::task::spawn_blocking(replay)
                 .await
@@ -452,6 +488,18 @@ impl Engine {
             last_flush_error: self.last_flush_error.lock().clone(),
         }
     }
+}
+
+/// Copies a file into a folder, which is made, so that it survives a power cut.
+fn copy_into(folder: &Path, file: &Path) -> Result<()> {
+    let target = folder.join(file.file_name().unwrap_or_default());
+    let copy = || {
+        std::fs::create_dir_all(folder)?;
+        std::fs::copy(file, &target)?;
+        std::fs::File::open(&target)?.sync_all()?;
+        std::fs::File::open(folder)?.sync_all()
+    };
+    copy().map_err(|error| Error::io("copy", file, &error))
 }
 
 /// A batch that is ready for the log.

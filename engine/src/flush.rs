@@ -46,8 +46,7 @@ impl Flusher {
         };
         let late: Vec<usize> = (0..rows.len()).filter(|i| is_late(&rows[*i])).collect();
         let table = &self.versions.series;
-        let mut changes =
-            supersede(&self.storage, table, &version.manifest.files, &late, &mut rows).await?;
+        let mut changes = supersede(&self.storage, table, &version.manifest.files, &late, &mut rows).await?;
         changes.new_files.extend(self.write_files(&view, rows).await?);
         let request = CommitRequest {
             new_files: changes.new_files,
@@ -119,8 +118,8 @@ pub(crate) async fn supersede(
     }
     for (series, unchanged) in rows.iter_mut().zip(unchanged) {
         if !unchanged.is_empty() {
-            let kept =
-                (0..series.rows.len() as u32).filter(|row| !unchanged.contains(&series.rows.ts[*row as usize]));
+            let kept = (0..series.rows.len() as u32)
+                .filter(|row| !unchanged.contains(&series.rows.ts[*row as usize]));
             series.rows = series.rows.pick(&kept.collect::<Vec<_>>());
         }
     }

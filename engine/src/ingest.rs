@@ -19,7 +19,8 @@ pub(crate) use line_cache::{KnownLines, LearnedLine, LineCache, LineSeriesCache}
 pub use mapping::{TableMapping, ValueColumn};
 
 use crate::{
-    BodyFormat, BulkImport, Engine, Error, Result, TimePrecision, batch::Readings, decode, engine::PreparedWrite,
+    BodyFormat, BulkImport, Engine, Error, Result, TimePrecision, batch::Readings, decode,
+    engine::PreparedWrite,
 };
 
 /// Errors reported in full; further ones are only counted.

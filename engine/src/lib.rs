@@ -8,6 +8,7 @@
 
 mod archive;
 mod background;
+mod backup;
 mod batch;
 mod bulk;
 mod changes;
@@ -31,6 +32,7 @@ mod wal;
 mod writer;
 
 pub use archive::{Storage, measurement_schema, rows_between};
+pub use backup::{BackupContents, BackupFile, restore};
 pub use batch::{Batch, BatchSeries};
 pub use bulk::{BulkImport, BulkReport};
 pub use changes::RowFilter;

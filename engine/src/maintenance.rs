@@ -15,7 +15,7 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::Mutex as SyncMutex;
 use serde::Serialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use wattlake_catalog::{CommitRequest, EntityId, Fleet, SiteId};
 use wattlake_config::RetentionRule;
 
@@ -94,6 +94,11 @@ impl MaintenanceState {
 }
 
 impl Engine {
+    /// Keeps maintenance from starting for as long as the answer lives.
+    pub(crate) async fn maintenance_pause(&self) -> MutexGuard<'_, ()> {
+        self.maintenance().turn.lock().await
+    }
+
     /// One round of maintenance.
     ///
     /// # Errors
@@ -271,11 +276,11 @@ impl Engine {
         self.flush().await?;
         let engine = Arc::clone(self);
         // Owned, so that a caller that stops waiting does not tear it.
-        let deleted = tokio::spawn(async move {
-            engine.delete_filtered(Arc::new(filter), usize::MAX, "delete").await
-        });
         let deleted =
-            deleted.await.map_err(|error| crate::Error::internal(format!("the delete panicked: {error}")))??;
+            tokio::spawn(async move { engine.delete_filtered(Arc::new(filter), usize::MAX, "delete").await });
+        let deleted = deleted
+            .await
+            .map_err(|error| crate::Error::internal(format!("the delete panicked: {error}")))??;
         Ok(deleted.rows)
     }
 

@@ -114,8 +114,7 @@ pub(crate) fn merge(
     // In descending order, so that the next one is taken off the end.
     let mut cursors: Vec<Cursor> = Vec::new();
     for (rank, source) in sources.into_iter().enumerate() {
-        let mut cursor =
-            Cursor { source, rank, key: Arc::clone(&nobody), rows: Rows::default(), at: 0 };
+        let mut cursor = Cursor { source, rank, key: Arc::clone(&nobody), rows: Rows::default(), at: 0 };
         if cursor.advance(0)? {
             insert(&mut cursors, cursor);
         }
@@ -142,7 +141,7 @@ pub(crate) fn merge(
             Winner::Later => &mut cursor,
         };
         let is_over = !loser.advance(loser.at + 1)?;
-        let over = is_over.then(|| loser.rank);
+        let over = is_over.then_some(loser.rank);
         for cursor in [cursor, next] {
             if over != Some(cursor.rank) {
                 insert(&mut cursors, cursor);

@@ -78,9 +78,8 @@ impl Rows {
         let (base, first) = (self.len() as u32, rows.start as u32);
         let from = other.metadata.partition_point(|(at, _)| *at < first);
         let to = other.metadata.partition_point(|(at, _)| (*at as usize) < rows.end);
-        self.metadata.extend(
-            other.metadata[from..to].iter().map(|(at, text)| (at - first + base, text.clone())),
-        );
+        self.metadata
+            .extend(other.metadata[from..to].iter().map(|(at, text)| (at - first + base, text.clone())));
         self.ts.extend_from_slice(&other.ts[rows.clone()]);
         self.value.extend_from_slice(&other.value[rows.clone()]);
         self.quality.extend_from_slice(&other.quality[rows.clone()]);

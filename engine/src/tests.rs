@@ -132,9 +132,15 @@ pub(crate) async fn visible(engine: &Engine) -> BTreeMap<(String, String, i64), 
 enum Step {
     Write(Vec<(usize, usize, i64, i32)>),
     /// Rows of one metric, or of one entity, in a range of hours.
-    Delete { entity: Option<usize>, metric: Option<usize>, hours: (i64, i64) },
+    Delete {
+        entity: Option<usize>,
+        metric: Option<usize>,
+        hours: (i64, i64),
+    },
     Flush,
-    Compact { everything: bool },
+    Compact {
+        everything: bool,
+    },
     Restart,
     Crash,
 }

@@ -13,6 +13,7 @@ use crate::{
     Engine, Result, Storage,
     archive::{Chunk, FileScan, read_footer_rows, read_positions},
     background,
+    compaction::Input,
     flush::month_of,
     merge::{Source, merge, never_equal},
     series::SeriesTable,
@@ -154,7 +155,7 @@ impl Engine {
     }
 
     async fn verify_rows(&self, files: Vec<Arc<DataFile>>, report: &mut VerifyReport) -> Result<()> {
-        let mut months: BTreeMap<String, Vec<(Arc<DataFile>, Vec<u64>)>> = BTreeMap::new();
+        let mut months: BTreeMap<String, Vec<Input>> = BTreeMap::new();
         for file in files {
             let path = Storage::object_path(&file.stored).to_string();
             let mut hidden = Vec::new();
@@ -172,7 +173,7 @@ impl Engine {
                     }
                 }
             }
-            months.entry(month_of(file.bounds.min_ts)?.0).or_default().push((file, hidden));
+            months.entry(month_of(file.bounds.min_ts)?.0).or_default().push(Input { file, hidden });
         }
         for (month, files) in months {
             let (storage, handle) = (self.storage().clone(), Handle::current());
@@ -194,21 +195,21 @@ fn verify_month(
     storage: &Storage,
     series: &Arc<SeriesTable>,
     month: &str,
-    files: Vec<(Arc<DataFile>, Vec<u64>)>,
+    files: Vec<Input>,
 ) -> VerifyReport {
     let mut report = VerifyReport::default();
     let mut readable = Vec::new();
-    for (file, hidden) in files {
+    for Input { file, hidden } in files {
         let path = Storage::object_path(&file.stored).to_string();
         match verify_file(handle, storage, series, &file) {
             Err(error) => report.add(ProblemKind::Unreadable, path, error.message),
             Ok(Some(message)) => report.add(ProblemKind::WrongStatistics, path, message),
-            Ok(None) => readable.push((file, hidden)),
+            Ok(None) => readable.push(Input { file, hidden }),
         }
     }
     let sources = readable
         .iter()
-        .map(|(file, hidden)| {
+        .map(|Input { file, hidden }| {
             FileScan::open(handle, storage, series, file, hidden).map(|scan| Box::new(scan) as Source)
         })
         .collect::<Result<Vec<_>>>();

@@ -16,7 +16,7 @@ mod segment;
 
 pub(crate) use frame::encode_chunk;
 pub(crate) use log::{AppendError, DiskFiles, Log};
-pub(crate) use recover::recover;
+pub(crate) use recover::{Damage, recover, salvage};
 
 #[cfg(test)]
 mod tests;

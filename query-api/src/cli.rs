@@ -1,6 +1,7 @@
 //! The command line. One verb, one file; exit codes: 0 ok, 1 failed, 2 usage or configuration, 73 data directory in use,
 //! 74 I/O error.
 
+mod backup;
 mod compact;
 mod config;
 mod demo;
@@ -63,6 +64,12 @@ enum Command {
     Compact(compact::CompactArgs),
     /// Checks that the archive is what the catalog says
     Verify(verify::VerifyArgs),
+    /// Keeps what is whole of a damaged log, and sets the rest aside
+    Repair,
+    /// Copies the archive to a folder, while a server writes
+    Backup(backup::BackupArgs),
+    /// Puts a backup in place of an empty data directory
+    Restore(backup::RestoreArgs),
     /// Keeps states of the archive under a name
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -167,6 +174,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Import(args) => Box::pin(import::run(&common, args)).await,
         Command::Compact(args) => Box::pin(compact::run(&common, args)).await,
         Command::Verify(args) => Box::pin(verify::run(&common, args)).await,
+        Command::Repair => Box::pin(backup::repair(&common)).await,
+        Command::Backup(args) => Box::pin(backup::backup(&common, args)).await,
+        Command::Restore(args) => Box::pin(backup::restore(&common, args)).await,
         Command::Snapshot(command) => Box::pin(snapshot::run(&common, command)).await,
         Command::Status(args) => Box::pin(status::run(&common, args)).await,
         Command::Token(command) => Box::pin(token::run(&common, command)).await,

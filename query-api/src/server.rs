@@ -53,6 +53,18 @@ pub(crate) async fn open(settings: &Settings) -> Result<Open, Failure> {
     Ok(Open { ingest: Ingest::new(Arc::clone(&engine)), engine, queries })
 }
 
+/// As [`open`], but a damaged log does not stop it; answers what was wrong.
+pub(crate) async fn repair(settings: &Settings) -> Result<(Open, Vec<String>), Failure> {
+    let data_dir = DataDir::acquire(&settings.data_dir.0)?;
+    let storage = Storage::open(settings)?;
+    let key = data_dir.path().join("secrets.key");
+    let catalog = Catalog::open(&settings.catalog_url(), &key, storage.data_path()).await?;
+    let (engine, damage) =
+        Engine::repair(settings, data_dir, storage, Arc::new(catalog), Clock::System).await?;
+    let queries = Arc::new(QueryService::new(Arc::clone(&engine))?);
+    Ok((Open { ingest: Ingest::new(Arc::clone(&engine)), engine, queries }, damage))
+}
+
 impl Open {
     /// Flushes and closes, in order.
     pub(crate) async fn close(self) -> Result<(), Failure> {

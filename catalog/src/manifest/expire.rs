@@ -39,12 +39,7 @@ pub struct Scheduled {
 
 /// Forgets snapshots that were superseded before `before`, unless they have a name: every instant from `before` on can
 /// still be asked for. With `is_dry_run` nothing is changed.
-pub(crate) async fn expire(
-    db: &Db,
-    before: Timestamp,
-    now: Timestamp,
-    is_dry_run: bool,
-) -> Result<Expired> {
+pub(crate) async fn expire(db: &Db, before: Timestamp, now: Timestamp, is_dry_run: bool) -> Result<Expired> {
     let mut tx = db.begin().await?;
     let rows = tx.rows("SELECT snapshot_id, snapshot_time FROM ducklake_snapshot ORDER BY 1", vec![]).await?;
     let snapshots = rows.iter().map(|row| Ok((row.int(0)?, row.time(1)?))).collect::<Result<Vec<_>>>()?;
@@ -110,15 +105,12 @@ fn partition(
     // The newest one from before the limit is the state at the limit.
     let at_limit = snapshots.iter().rev().find(|(_, time)| *time < before).map(|(id, _)| *id);
     let latest = snapshots.last().map(|(id, _)| *id);
-    snapshots.iter().map(|(id, time)| (*id, *time)).fold(
-        (Vec::new(), Vec::new()),
-        |(mut kept, mut gone), (id, time)| {
-            let is_kept =
-                time >= before || Some(id) == at_limit || Some(id) == latest || named.contains(&id);
-            if is_kept { kept.push(id) } else { gone.push(id) }
-            (kept, gone)
-        },
-    )
+    let is_kept = |(id, time): &(i64, Timestamp)| {
+        *time >= before || Some(*id) == at_limit || Some(*id) == latest || named.contains(id)
+    };
+    let (kept, gone): (Vec<_>, Vec<_>) = snapshots.iter().partition(|snapshot| is_kept(snapshot));
+    let ids = |snapshots: Vec<(i64, Timestamp)>| snapshots.into_iter().map(|(id, _)| id).collect();
+    (ids(kept), ids(gone))
 }
 
 async fn schedule(tx: &mut Tx, file_id: i64, path: &str, now: Timestamp) -> Result<()> {

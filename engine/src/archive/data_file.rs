@@ -22,10 +22,7 @@ use parquet::{
 use wattlake_catalog::{EntityId, FileBounds, NewDataFile, Quality, StoredFile};
 
 use super::{Storage, measurement_schema};
-use crate::{
-    Error, Result, SeriesKey, UnitId,
-    rows::Rows,
-};
+use crate::{Error, Result, SeriesKey, UnitId, rows::Rows};
 
 /// Rows of a row group: one group of a metric is skipped as a whole, larger ones compress no better.
 const ROW_GROUP_ROWS: usize = 1 << 20;
@@ -107,8 +104,7 @@ impl DataFileEncoder {
         let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
         let schema = Arc::new(measurement_schema(&text));
         // Readers see plain strings: the Arrow schema, with its dictionaries, stays out of the file.
-        let options =
-            ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
         Ok(Self { level, schema, writer, columns: Columns::default(), rows: 0, bounds: None })
     }

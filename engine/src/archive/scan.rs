@@ -77,8 +77,7 @@ impl FileScan {
     ) -> Result<Self> {
         let reader = ObjectReader::new(storage, &file.stored);
         let options = ArrowReaderOptions::new().with_schema(dictionary_schema());
-        let builder =
-            handle.block_on(ParquetRecordBatchStreamBuilder::new_with_options(reader, options))?;
+        let builder = handle.block_on(ParquetRecordBatchStreamBuilder::new_with_options(reader, options))?;
         let mut builder = builder.with_batch_size(BATCH_ROWS);
         if !hidden.is_empty() {
             builder = builder.with_row_selection(rows_between(0, file.rows, hidden));
@@ -98,14 +97,14 @@ impl FileScan {
         let text = |name| dictionary(batch, name, &self.path);
         let (unit, quality) = (text("unit")?, text("quality")?);
         let metadata = dictionary(batch, "metadata", &self.path)?;
-        let column = |name: &str| batch.column_by_name(name).ok_or_else(|| damaged(&self.path, format!("no {name}")));
+        let column =
+            |name: &str| batch.column_by_name(name).ok_or_else(|| damaged(&self.path, format!("no {name}")));
         let value = column("value")?.as_primitive_opt::<Float64Type>();
         let created = column("created_at")?.as_primitive_opt::<TimestampMicrosecondType>();
         let (Some(value), Some(created)) = (value, created) else {
             return Err(damaged(&self.path, "a column has another type"));
         };
-        let units: Vec<UnitId> =
-            strings(unit.values()).map(|text| self.series.intern_unit(text)).collect();
+        let units: Vec<UnitId> = strings(unit.values()).map(|text| self.series.intern_unit(text)).collect();
         let qualities = strings(quality.values())
             .map(|text| text.parse::<Quality>())
             .collect::<Result<Vec<_>, _>>()
@@ -196,14 +195,13 @@ impl<'a> Columns<'a> {
         (start + 1..entities.len()).find(|row| !same(row)).unwrap_or(entities.len())
     }
 
-    fn text<'b>(array: &'b DictionaryArray<Int32Type>, row: usize) -> &'b str {
+    fn text(array: &DictionaryArray<Int32Type>, row: usize) -> &str {
         let values: &StringArray = array.values().as_string();
         values.value(array.keys().value(row) as usize)
     }
 
     fn key(&self, row: usize, last: Option<&Arc<SeriesKey>>, path: &str) -> Result<Arc<SeriesKey>> {
-        let entity: EntityId =
-            Self::text(self.entity, row).parse().map_err(|error| damaged(path, error))?;
+        let entity: EntityId = Self::text(self.entity, row).parse().map_err(|error| damaged(path, error))?;
         let metric = Self::text(self.metric, row);
         if let Some(last) = last
             && last.entity == entity

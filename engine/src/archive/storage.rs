@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, aws::AmazonS3Builder, local::LocalFileSystem,
-    path::Path as ObjectPath, prefix::PrefixStore,
+    ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, aws::AmazonS3Builder,
+    local::LocalFileSystem, path::Path as ObjectPath, prefix::PrefixStore,
 };
 use wattlake_catalog::StoredFile;
 use wattlake_config::Settings;
@@ -159,9 +159,10 @@ impl Storage {
     pub(crate) async fn delete(&self, path: &ObjectPath) -> Result<()> {
         match self.store.delete(path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => {
-                Err(Error::new(ErrorKind::Unavailable, format!("object storage: cannot delete {path}: {error}")))
-            }
+            Err(error) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("object storage: cannot delete {path}: {error}"),
+            )),
         }
     }
 
@@ -169,7 +170,18 @@ impl Storage {
     pub(crate) async fn list(&self) -> Result<Vec<ObjectMeta>> {
         let prefix = ObjectPath::from(TABLE_DIR);
         let listed: Result<Vec<_>, _> = self.store.list(Some(&prefix)).try_collect().await;
-        listed.map_err(|error| Error::new(ErrorKind::Unavailable, format!("object storage: cannot list: {error}")))
+        listed.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, format!("object storage: cannot list: {error}"))
+        })
+    }
+
+    /// Reads an object whose path is relative to the root; `None` when it is not there.
+    pub(crate) async fn read_if_present(&self, path: &str) -> Result<Option<Bytes>> {
+        match self.store.get(&ObjectPath::from(path)).await {
+            Ok(found) => Ok(Some(found.bytes().await?)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Reads a whole object and checks its hash.

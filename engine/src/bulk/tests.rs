@@ -44,7 +44,11 @@ fn apply(model: &mut Model, entities: &[wattlake_catalog::EntityId], readings: &
     }
 }
 
-async fn import(engine: &Arc<Engine>, entities: &[wattlake_catalog::EntityId], parts: &[Vec<Reading>]) -> BulkReport {
+async fn import(
+    engine: &Arc<Engine>,
+    entities: &[wattlake_catalog::EntityId],
+    parts: &[Vec<Reading>],
+) -> BulkReport {
     let mut bulk = engine.bulk_import();
     for part in parts {
         bulk.push(batch(entities, part).into_readings(engine.series())).await.expect("push");

@@ -114,8 +114,7 @@ fn decode_row(
     };
     let entity_type = optional(columns.entity_type)?;
     let metric = columns.long.map_or(Ok(""), |(metric, ..)| cell(metric))?;
-    let ts =
-        times.read(cell(columns.timestamp)?, entity, metric).map_err(|message| ("invalid", message))?;
+    let ts = times.read(cell(columns.timestamp)?, entity, metric).map_err(|message| ("invalid", message))?;
     let metadata = optional(columns.metadata)?;
     if metadata.is_some_and(|text| serde_json::from_str::<serde_json::Map<_, _>>(text).is_err()) {
         return Err(("invalid", "metadata: a JSON object".to_owned()));

@@ -142,9 +142,12 @@ struct Decoder<'a> {
     series: HashMap<&'a [u8], LineSeries>,
     cache: &'a LineSeriesCache,
     /// Series of lines that could go the short way next time.
-    learned: Vec<(&'a [u8], Box<[u8]>, SeriesSlot)>,
+    learned: Vec<Lesson<'a>>,
     collector: &'a mut Collector,
 }
+
+/// What a line wrote before its fields, a field's name, and the series that they mean.
+type Lesson<'a> = (&'a [u8], Box<[u8]>, SeriesSlot);
 
 /// A measurement with its tags.
 struct LineSeries {

@@ -5,9 +5,7 @@ use std::{io::Cursor, sync::Arc};
 use ahash::{HashMap, HashMapExt};
 use arrow::{
     array::{Array, ArrayRef, AsArray, Float64Array, Int32Array, RecordBatch, StringArray},
-    datatypes::{
-        DataType, Field, Int32Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType,
-    },
+    datatypes::{DataType, Field, Int32Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType},
     ipc::reader::StreamReader,
 };
 use parquet::{
@@ -201,8 +199,7 @@ impl<'a> TableDecoder<'a> {
                 })
                 .collect::<Result<_>>()?,
         };
-        let quality_of: Vec<_> =
-            qualities.iter().flat_map(|q| q.values.iter()).map(parse_quality).collect();
+        let quality_of: Vec<_> = qualities.iter().flat_map(|q| q.values.iter()).map(parse_quality).collect();
         // Dictionary codes name a series within the batch: each combination is understood once.
         let mut known: HashMap<Codes, Result<SeriesSlot, (&'static str, String)>> = HashMap::new();
         collector.reserve(batch.num_rows() * readings.len());
@@ -262,7 +259,8 @@ impl<'a> TableDecoder<'a> {
                 });
                 match series {
                     Ok(series) => {
-                        let metadata = metadata.as_ref().filter(|texts| texts.is_valid(i)).map(|t| t.value(i));
+                        let metadata =
+                            metadata.as_ref().filter(|texts| texts.is_valid(i)).map(|t| t.value(i));
                         collector.push_value(row, *series, ts, of_metric.values.value(i), quality, metadata);
                     }
                     Err((kind, message)) => collector.refuse(row, kind, message.clone()),

@@ -64,7 +64,14 @@ impl LearnedLine {
         site: SiteId,
     ) -> Self {
         let hash = cache.hash_field(cache.hash_key(key), field);
-        Self { hash, text: [key, field].concat().into(), key_bytes: key.len() as u32, channel, conversion, site }
+        Self {
+            hash,
+            text: [key, field].concat().into(),
+            key_bytes: key.len() as u32,
+            channel,
+            conversion,
+            site,
+        }
     }
 
     fn is(&self, key: &[u8], field: &[u8]) -> bool {
@@ -78,7 +85,8 @@ impl LearnedLine {
 impl LineCache {
     /// The cache of a bucket or database as long as the fleet is this one.
     pub(crate) fn of(&self, fleet: &Arc<Fleet>, site: &str) -> Arc<LineSeriesCache> {
-        let is_current = |inner: &PerFleet| inner.fleet.as_ref().is_some_and(|known| Arc::ptr_eq(known, fleet));
+        let is_current =
+            |inner: &PerFleet| inner.fleet.as_ref().is_some_and(|known| Arc::ptr_eq(known, fleet));
         {
             let inner = self.inner.read();
             if is_current(&inner)

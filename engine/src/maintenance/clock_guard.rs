@@ -104,7 +104,11 @@ mod tests {
     #[test]
     fn a_jump_across_a_restart_is_noticed() {
         assert!(ClockGuard::new(NOW, NOW - 60 * MINUTE, at(0)).tick(NOW - 60 * MINUTE, at(0)).is_some());
-        assert!(ClockGuard::new(NOW, NOW + 30 * 1440 * MINUTE, at(0)).tick(NOW + 30 * 1440 * MINUTE, at(0)).is_some());
+        assert!(
+            ClockGuard::new(NOW, NOW + 30 * 1440 * MINUTE, at(0))
+                .tick(NOW + 30 * 1440 * MINUTE, at(0))
+                .is_some()
+        );
         assert_eq!(ClockGuard::new(0, NOW, at(0)).tick(NOW, at(0)), None, "the first start");
     }
 

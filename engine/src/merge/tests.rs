@@ -36,10 +36,13 @@ fn source(model: &Model, chunk_rows: usize) -> Source {
     Box::new(chunks.into_iter())
 }
 
+/// Metric, entity and time with the value.
+type Merged = Vec<((String, u128, i64), f64)>;
+
 fn collect(
     sources: Vec<Source>,
     on_equal: fn(&SeriesKey, Side<'_>, Side<'_>) -> Result<Winner>,
-) -> Result<Vec<((String, u128, i64), f64)>> {
+) -> Result<Merged> {
     let mut out = Vec::new();
     merge(sources, on_equal, |key, rows, range| {
         for row in range {
@@ -73,7 +76,8 @@ proptest! {
 /// A row that says nothing new leaves the earlier one in place, with its time of arrival.
 #[test]
 fn the_first_source_can_win() {
-    let models = [Model::from([((0, 1), 5), ((1, 2), 6)]), Model::from([((0, 1), 5), ((1, 2), 7), ((1, 3), 8)])];
+    let models =
+        [Model::from([((0, 1), 5), ((1, 2), 6)]), Model::from([((0, 1), 5), ((1, 2), 7), ((1, 3), 8)])];
     let sources = models.iter().map(|model| source(model, 9)).collect();
     let mut kept = Vec::new();
     let found = merge(

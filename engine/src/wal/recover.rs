@@ -32,9 +32,33 @@ pub(crate) struct Recovered {
 ///
 /// # Errors
 /// Damage anywhere but in the torn tail, or missing segments, naming file and offset. Nothing is changed then.
-pub(crate) fn recover(
+pub(crate) fn recover(dir: &Path, watermark: u64, apply: impl FnMut(u64, Vec<Batch>)) -> Result<Recovered> {
+    recover_with(dir, watermark, &mut |damage| Err(damage.error), apply)
+}
+
+/// A place where the log is not what was written.
+#[derive(Debug)]
+pub(crate) struct Damage<'a> {
+    pub segment: &'a Path,
+    /// What a strict recovery stops with.
+    pub error: Error,
+}
+
+/// Replays every frame above `watermark` that is whole, whatever is damaged around it. Each damaged segment is reported
+/// before anything is changed.
+pub(crate) fn salvage(
     dir: &Path,
     watermark: u64,
+    on_damage: &mut dyn FnMut(Damage<'_>) -> Result<()>,
+    apply: impl FnMut(u64, Vec<Batch>),
+) -> Result<Recovered> {
+    recover_with(dir, watermark, on_damage, apply)
+}
+
+fn recover_with(
+    dir: &Path,
+    watermark: u64,
+    on_damage: &mut dyn FnMut(Damage<'_>) -> Result<()>,
     mut apply: impl FnMut(u64, Vec<Batch>),
 ) -> Result<Recovered> {
     let listed = segment::list(dir)?;
@@ -49,11 +73,12 @@ pub(crate) fn recover(
         let is_last = i + 1 == count;
         let damaged = |offset: usize, what: &str| {
             Error::corrupt(format!(
-                "wal segment {} at offset {offset}: {what}; restore the file, or move the folder aside and lose what is \
-                 not in files yet",
+                "wal segment {} at offset {offset}: {what}; restore the file, or run `wattlake repair`, which keeps what \
+                 is whole and sets the file aside",
                 path.display()
             ))
         };
+        let mut report = |error: Error| on_damage(Damage { segment: &path, error });
         let first = match segment::read_header(&bytes) {
             Ok(first) => first,
             // A crash while the segment was being made: no frame can be in it yet.
@@ -62,20 +87,22 @@ pub(crate) fn recover(
                 found.torn_bytes = bytes.len() as u64;
                 break;
             }
-            Err(what) => return Err(damaged(0, &what)),
+            Err(what) => {
+                report(damaged(0, &what))?;
+                named_first
+            }
         };
         match expected {
             Some(expected) if first != expected => {
-                if let Some(error) = ended {
-                    return Err(error);
-                }
-                return Err(damaged(0, &format!("starts with frame {first} where {expected} should follow")));
+                report(ended.take().unwrap_or_else(|| {
+                    damaged(0, &format!("starts with frame {first} where {expected} should follow"))
+                }))?;
             }
             None if first > watermark + 1 => {
-                return Err(damaged(
+                report(damaged(
                     0,
                     &format!("starts with frame {first}, but the catalog has only those up to {watermark}"),
-                ));
+                ))?;
             }
             _ => {}
         }
@@ -86,14 +113,19 @@ pub(crate) fn recover(
             let frame = match read_frame(&bytes[offset..]) {
                 Ok(frame) if frame.sequence == sequence => frame,
                 Ok(frame) if frame.sequence > sequence => {
-                    let what = format!("frame {} where {sequence} should follow", frame.sequence);
-                    return Err(damaged(offset, &what));
+                    report(damaged(
+                        offset,
+                        &format!("frame {} where {sequence} should follow", frame.sequence),
+                    ))?;
+                    frame
                 }
                 // What this file held before it was written over, or the torn tail.
                 earlier_or_torn => {
                     let what = earlier_or_torn.err();
-                    if whole_frame_after(&bytes, offset + 1, sequence).is_some() {
-                        return Err(damaged(offset, what.as_deref().unwrap_or("an earlier frame")));
+                    if let Some(next) = whole_frame_after(&bytes, offset + 1, sequence) {
+                        report(damaged(offset, what.as_deref().unwrap_or("an earlier frame")))?;
+                        offset = next;
+                        continue;
                     }
                     if is_last {
                         // Bytes of an earlier use of the file are no loss.
@@ -106,9 +138,15 @@ pub(crate) fn recover(
                     break;
                 }
             };
+            sequence = frame.sequence;
             if sequence > watermark {
-                apply(sequence, frame.decode().map_err(|error| damaged(offset, &error.message))?);
-                found.replayed_frames += 1;
+                match frame.decode() {
+                    Ok(batches) => {
+                        apply(sequence, batches);
+                        found.replayed_frames += 1;
+                    }
+                    Err(error) => report(damaged(offset, &error.message))?,
+                }
             }
             offset += frame.len;
             sequence += 1;

@@ -219,6 +219,37 @@ fn segments_are_written_over_and_old_frames_stay_dead() {
     assert!(recovered.torn_bytes > 0);
 }
 
+/// Whatever single bit is flipped, salvage loses at most the one frame that it is in, and says so.
+#[test]
+fn salvage_loses_only_what_is_damaged() {
+    let dir = TempDir::new().expect("dir");
+    let paths = write_log(dir.path(), 6, 600);
+    for path in &paths {
+        let whole = std::fs::read(path).expect("read");
+        for bit in (0..whole.len() * 8).step_by(7) {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(path, &flipped).expect("write");
+            let mut damage = Vec::new();
+            let mut seen = Vec::new();
+            let recovered = salvage(
+                dir.path(),
+                0,
+                &mut |found| {
+                    damage.push(found.error.message);
+                    Ok(())
+                },
+                |_, batches| seen.extend(batches.iter().map(|b| b.created_at)),
+            );
+            recovered.expect("salvaged");
+            assert!(seen.len() >= 5 && seen.is_sorted(), "bit {bit} of {}: {seen:?}", path.display());
+            let is_torn_tail = path == &paths[paths.len() - 1] && seen == [1, 2, 3, 4, 5];
+            assert!(seen.len() == 6 || !damage.is_empty() || is_torn_tail, "{seen:?} and no word of it");
+            std::fs::write(path, &whole).expect("write");
+        }
+    }
+}
+
 #[test]
 fn missing_segments_stop_start_up() {
     let dir = TempDir::new().expect("dir");

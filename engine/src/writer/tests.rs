@@ -31,7 +31,12 @@ impl Harness {
             frozen: Arc::default(),
             failed: sender,
         };
-        let log = Log::new(dir.path(), Box::new(disk.clone()), 1 << 20, recover(dir.path(), 0, |_, _| {}).expect("an empty log"));
+        let log = Log::new(
+            dir.path(),
+            Box::new(disk.clone()),
+            1 << 20,
+            recover(dir.path(), 0, |_, _| {}).expect("an empty log"),
+        );
         let writer = spawn(log, Arc::clone(&versions), options).expect("writer");
         Self { dir, disk, versions, writer, failed }
     }

@@ -74,11 +74,7 @@ pub(super) async fn run(common: &Common, args: CompactArgs) -> Result<(), Failur
 }
 
 async fn ask(remote: &Remote, options: MaintenanceOptions) -> Result<Value, Failure> {
-    let flags = [
-        ("all", options.everything),
-        ("dryRun", options.is_dry_run),
-        ("force", options.is_forced),
-    ];
+    let flags = [("all", options.everything), ("dryRun", options.is_dry_run), ("force", options.is_forced)];
     let response = remote.send(remote.post("/api/compact").query(&flags)).await?;
     response
         .json()

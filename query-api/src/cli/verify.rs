@@ -13,12 +13,14 @@ use crate::server;
 const PROBLEMS_SHOWN: usize = 50;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Reads every file and checks hashes, statistics, deletes and that no two live rows have one key; also
+#[command(
+    after_help = "Reads every file and checks hashes, statistics, deletes and that no two live rows have one key; also
 looks for missing objects and for those that nobody names. Exit code 1 when something is damaged.
 
 Examples:
   wattlake verify                 everything, through the server when one runs
-  wattlake verify --quick         only that all objects are there in their size")]
+  wattlake verify --quick         only that all objects are there in their size"
+)]
 pub(super) struct VerifyArgs {
     /// Only looks whether all objects are there in their size
     #[arg(long)]
@@ -64,7 +66,11 @@ pub(super) async fn run(common: &Common, args: VerifyArgs) -> Result<(), Failure
         let verdict = if is_sound { "sound" } else { "damaged" };
         println!("{files} files, {bytes} bytes, {rows} rows read: the archive is {verdict}");
     }
-    if is_sound { Ok(()) } else { Err(Failure::failed("the archive is damaged; restore the files named above")) }
+    if is_sound {
+        Ok(())
+    } else {
+        Err(Failure::failed("the archive is damaged; restore the files named above"))
+    }
 }
 
 async fn ask(remote: &Remote, is_quick: bool) -> Result<(Value, bool), Failure> {

@@ -1,17 +1,19 @@
-//! `POST /api/compact` and `POST /api/verify`: maintenance now, and whether the archive is sound.
+//! `POST /api/compact`, `/api/verify` and `/api/backup`: maintenance now, whether the archive is sound, and a copy of it.
 
 use axum::{
+    body::Bytes,
     extract::{RawQuery, State},
     response::Response,
 };
 use serde::Deserialize;
+use serde_json::json;
 use wattlake_engine::MaintenanceOptions;
 
 use super::{
     App,
-    reply::{json_response, read_flag, read_query},
+    reply::{json_response, read_flag, read_json, read_query},
 };
-use crate::error::Result;
+use crate::error::{ApiError, Result};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -44,4 +46,24 @@ pub(super) async fn verify(State(app): State<App>, RawQuery(query): RawQuery) ->
     let params: VerifyParams = read_query(query.as_deref(), &[])?;
     let is_quick = read_flag("quick", params.quick.as_deref())?;
     Ok(json_response(&app.engine.verify(is_quick).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackupDraft {
+    /// An absolute path on this machine, new or empty.
+    directory: std::path::PathBuf,
+}
+
+pub(super) async fn backup(State(app): State<App>, body: Bytes) -> Result<Response> {
+    let draft: BackupDraft = read_json(&body)?;
+    if !draft.directory.is_absolute() {
+        return Err(ApiError::invalid("directory: an absolute path on the server's machine"));
+    }
+    let contents = app.engine.backup(&draft.directory).await?;
+    Ok(json_response(&json!({
+        "files": contents.files.len(),
+        "bytes": contents.bytes(),
+        "snapshotId": contents.snapshot_id,
+    })))
 }

@@ -191,8 +191,12 @@ async fn read_cells(
         time(from - reach),
         time(to.saturating_add(reach).saturating_add(1)),
     ];
-    let sql =
-        SqlRequest { params, as_of: request.as_of.clone(), feeds_rollup: true, ..SqlRequest::new(query, access) };
+    let sql = SqlRequest {
+        params,
+        as_of: request.as_of.clone(),
+        feeds_rollup: true,
+        ..SqlRequest::new(query, access)
+    };
     let mut stream = service.sql(sql).await?;
     let mut cells = Cells::new();
     let mut total = 0;

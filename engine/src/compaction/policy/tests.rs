@@ -58,7 +58,8 @@ fn months_that_are_over_become_few_large_files() {
     assert_eq!((first[0].0, first[0].1.len()), (Level::Month, INPUTS_MAX));
     let done = [file(1, Level::Month, -20, 5_000_000, 0)];
     assert_eq!(inputs(&done, false), []);
-    let with_late = |rows| vec![file(1, Level::Month, -20, 5_000_000, 0), file(2, Level::Flush, -20, rows, 0)];
+    let with_late =
+        |rows| vec![file(1, Level::Month, -20, 5_000_000, 0), file(2, Level::Flush, -20, rows, 0)];
     assert_eq!(inputs(&with_late(1000), false), [], "a few late rows wait");
     assert_eq!(inputs(&with_late(600_000), false), [(Level::Month, vec![1, 2])]);
     assert_eq!(inputs(&with_late(1000), true), [(Level::Month, vec![1, 2])]);

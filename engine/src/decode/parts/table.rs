@@ -4,7 +4,9 @@ use std::fs::File;
 
 use arrow::{array::RecordBatch, compute::concat_batches, ipc::writer::StreamWriter};
 use bytes::Bytes;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 
 use super::{Part, no_cut};
 use crate::{
@@ -20,7 +22,11 @@ use crate::{
 const ROWS: usize = 200_000;
 
 pub(super) struct TableParts {
-    reader: ParquetRecordBatchReader,
+    file: File,
+    footer: ArrowReaderMetadata,
+    /// Row groups are read one after the other: a batch across two of them would have no common dictionary.
+    next_group: usize,
+    reader: Option<ParquetRecordBatchReader>,
     clock: Option<LocalClock>,
     /// What comes after the last cut.
     rest: Option<RecordBatch>,
@@ -33,15 +39,40 @@ impl TableParts {
         let malformed = |error| Error::invalid(format!("this is not a Parquet file: {error}"));
         let footer = read_footer(&file).map_err(malformed)?;
         let rows = u64::try_from(footer.metadata().file_metadata().num_rows()).unwrap_or(0);
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer);
-        let reader = builder.with_batch_size(ROWS).build().map_err(malformed)?;
-        Ok(Self { reader, clock: LocalClock::of(mapping)?, rest: None, rows, row: 0 })
+        let clock = LocalClock::of(mapping)?;
+        Ok(Self { file, footer, next_group: 0, reader: None, clock, rest: None, rows, row: 0 })
+    }
+
+    fn next_batch(&mut self) -> Option<Result<RecordBatch>> {
+        let damaged =
+            |error: &dyn std::fmt::Display| Error::invalid(format!("the Parquet file is damaged: {error}"));
+        loop {
+            if let Some(batch) = self.reader.as_mut().and_then(Iterator::next) {
+                return Some(batch.map_err(|error| damaged(&error)));
+            }
+            if self.next_group >= self.footer.metadata().num_row_groups() {
+                return None;
+            }
+            let file = match self.file.try_clone() {
+                Ok(file) => file,
+                Err(error) => return Some(Err(damaged(&error))),
+            };
+            let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.footer.clone())
+                .with_row_groups(vec![self.next_group])
+                .with_batch_size(ROWS)
+                .build();
+            self.next_group += 1;
+            match reader {
+                Ok(reader) => self.reader = Some(reader),
+                Err(error) => return Some(Err(damaged(&error))),
+            }
+        }
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Part>> {
         let damaged = |error| Error::invalid(format!("the Parquet file is damaged: {error}"));
-        let Some(batch) = self.reader.next() else { return Ok(None) };
-        let mut batch = batch.map_err(damaged)?;
+        let Some(batch) = self.next_batch() else { return Ok(None) };
+        let mut batch = batch?;
         if let Some(rest) = self.rest.take() {
             batch = concat_batches(&batch.schema(), [&rest, &batch]).map_err(damaged)?;
         }
