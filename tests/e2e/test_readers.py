@@ -34,8 +34,14 @@ def compare(server, db, extra=()):
     assert int(normal(db.sql("SELECT count(*) FROM lake.measurements").fetchall())[0][0]) > 0
 
 
+def iso(seconds):
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+
+
 def workload(server, fleet, seed, steps, model):
-    """Random readings with duplicates and corrections, flushed at random."""
+    """Random readings with duplicates, corrections and deletions, flushed and compacted at random."""
     rng = random.Random(seed)
     entities = [fleet.main, fleet.pv, fleet.inv1, fleet.inv2, fleet.b_main]
     for _ in range(steps):
@@ -52,6 +58,18 @@ def workload(server, fleet, seed, steps, model):
         server.write("\n".join(lines))
         if rng.random() < 0.4:
             server.flush()
+        if rng.random() < 0.2:
+            e, metric = rng.choice(entities), rng.choice(["power", "energy"])
+            start = T0 + 900 * rng.randint(0, 96 * 45)
+            end = start + 900 * rng.randint(1, 960)
+            params = {"entityId": str(e), "metric": metric, "from": iso(start), "to": iso(end)}
+            gone = [key for key in model if key[0] == e and key[1] == metric and start <= key[2] < end]
+            assert server.request("DELETE", "/api/measurements", params=params).json() == {"deleted": len(gone)}
+            for key in gone:
+                del model[key]
+        if rng.random() < 0.15:
+            everything = rng.random() < 0.5
+            assert server.post("/api/compact", params={"all": everything and "true" or "false"}).status_code == 200
 
 
 def check_model(server, model):
@@ -71,14 +89,16 @@ def run(server, db_of, seed):
     server.write(f"power,entity_id={fleet.main} value=1000.5 {T0}\npower,entity_id={fleet.main} value=1 {T0 + 900}")
     model[fleet.main, "power", T0] = 1000.5
     check_model(server, model)
+    server.flush()
+    assert server.get("/api/status").json()["engine"]["deleteFiles"] == 1, "a correction is a delete file"
     workload(server, fleet, seed, 14, model)
     check_model(server, model)
     server.flush()
     check_model(server, model)
-    assert server.get("/api/status").json()["engine"]["deleteFiles"] > 0, "the workload made corrections"
     db = db_of()
     compare(server, db)
     assert db.sql("SELECT count(*) FROM lake.measurements").fetchone()[0] == len(model)
+    assert server.cli("verify").returncode == 0
     # An earlier snapshot is still what it was.
     assert db.sql("SELECT count(*) FROM lake.measurements AT (VERSION => 2)").fetchall() == [(200,)]
     db.close()

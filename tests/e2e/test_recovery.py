@@ -33,9 +33,13 @@ def test_a_torn_tail_is_forgiven_and_damage_is_not(server):
     done = server.cli("serve", check=False)
     assert done.returncode == 1 and segments[0].name in done.stderr and "offset" in done.stderr, done.stderr
     assert {p: p.read_bytes() for p in (server.dir / "wal").iterdir()} == before
-    segments[0].write_bytes(backup)
+    assert "wattlake repair" in done.stderr
+    # Repair keeps the other frames and sets the damaged file aside.
+    done = server.cli("repair")
+    assert "damaged places" in done.stdout and segments[0].name in done.stdout
+    assert (server.dir / "wal-quarantine" / segments[0].name).read_bytes() == damaged
     server.start()
-    assert server.sql("SELECT count(*) AS n FROM measurements") == [{"n": 50}]
+    assert server.sql("SELECT count(*) AS n FROM measurements") == [{"n": 40}]
 
 
 def test_a_clean_stop_leaves_nothing_in_the_log(server):

@@ -1,0 +1,227 @@
+"""What keeps the archive small, sound and recoverable: compaction, deletes, retention, snapshots, verify, backup, bulk imports."""
+
+import csv
+import json
+import os
+import random
+import shutil
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from conftest import Fleet, wait_until
+
+T0 = 1_767_225_600  # 2026-01-01T00:00:00Z
+DIGEST = "SELECT entity_id, metric, count(*) AS n, sum(value) AS s, min(timestamp) AS a, max(timestamp) AS b FROM measurements GROUP BY 1, 2 ORDER BY 1, 2"
+
+
+def fill(server, fleet, flushes=10, days=70):
+    """Readings of two and a half months in several files, with corrections."""
+    rng = random.Random(4)
+    for n in range(flushes):
+        lines = []
+        for i in range(300):
+            e, metric = rng.choice([fleet.main, fleet.inv1, fleet.b_main]), rng.choice(["power", "energy"])
+            lines.append(f"{metric},entity_id={e} value={rng.randint(0, 400) / 4} {T0 + 900 * rng.randint(0, 96 * days)}")
+        server.write("\n".join(lines))
+        server.flush()
+
+
+def data_files(server):
+    return sorted((server.dir / "lake" / "measurements").glob("month=*/*.parquet"))
+
+
+def test_compaction_changes_no_answer(server, fleet, duck):
+    fill(server, fleet)
+    digest, rollup = server.sql(DIGEST), {"metric": "energy", "bucket": "1d", "by": "category", "from": "2026-01-01", "to": "2026-04-01"}
+    before = server.get("/api/rollup", params=rollup).json()
+    status = server.get("/api/status").json()["engine"]
+    planned = server.post("/api/compact", params={"all": "true", "dryRun": "true"}).json()
+    assert planned["compactedFiles"] == status["dataFiles"] > 20
+    assert server.get("/api/status").json()["engine"]["snapshotId"] == status["snapshotId"], "a dry run changes nothing"
+    done = server.post("/api/compact", params={"all": "true"}).json()
+    assert done["compactions"] >= 3
+    after = server.get("/api/status").json()["engine"]
+    assert (after["dataFiles"], after["deleteFiles"], after["archiveRows"]) == (3, 0, status["archiveRows"])
+    assert server.sql(DIGEST) == digest
+    assert server.get("/api/rollup", params=rollup).json() == before
+    db = duck(f"sqlite:{server.dir}/catalog.db")
+    assert db.sql("SELECT count(*) FROM lake.measurements").fetchone()[0] == status["archiveRows"]
+    version = status["snapshotId"]
+    assert db.sql(f"SELECT count(*) FROM lake.measurements AT (VERSION => {version})").fetchone()[0] == status["archiveRows"]
+    db.close()
+    assert "0 files merged" in server.cli("compact", "--all").stdout
+
+
+def test_deleted_rows_are_gone_for_everyone_and_named_states_stay(server, fleet, duck):
+    fill(server, fleet, flushes=3)
+    rows = server.sql("SELECT count(*) AS n FROM measurements")[0]["n"]
+    assert server.post("/api/snapshots", json={"name": "before-cleanup"}).status_code == 201
+    assert server.post("/api/snapshots", json={"name": "before-cleanup"}).status_code == 409
+    condition = f"entity_id = '{fleet.inv1}' AND timestamp >= TIMESTAMP '2026-01-15T00:00:00Z'"
+    expected = server.sql(f"SELECT count(*) AS n FROM measurements WHERE {condition}")[0]["n"]
+    r = server.request("DELETE", "/api/measurements", params={"entityId": fleet.inv1, "from": "2026-01-15"})
+    assert r.json() == {"deleted": expected} and expected > 50
+    # What is in memory goes, too.
+    server.write(f"power,entity_id={fleet.main} value=1 {T0 + 7}")
+    r = server.request("DELETE", "/api/measurements", params={"entityId": fleet.main, "metric": "power", "from": "2026-01-01T00:00:07Z", "to": "2026-01-01T00:00:08Z"})
+    assert r.json() == {"deleted": 1}
+    assert server.sql("SELECT count(*) AS n FROM measurements")[0]["n"] == rows - expected
+    server.kill()
+    server.start()
+    assert server.sql("SELECT count(*) AS n FROM measurements")[0]["n"] == rows - expected, "durable"
+    db = duck(f"sqlite:{server.dir}/catalog.db")
+    assert db.sql("SELECT count(*) FROM lake.measurements").fetchone()[0] == rows - expected
+    db.close()
+    assert server.sql("SELECT count(*) AS n FROM measurements", asOf="before-cleanup")[0]["n"] == rows
+    assert "before-cleanup" in server.cli("snapshot", "list").stdout
+    out = server.cli("sql", "--as-of", "before-cleanup", "--format", "csv", "SELECT count(*) AS n FROM measurements")
+    assert out.stdout.split() == ["n", str(rows)]
+    r = server.post("/api/sql", json={"query": "SELECT 1", "asOf": "no-such-name"})
+    assert r.status_code == 404 and "no-such-name" in r.text
+    assert server.request("DELETE", "/api/measurements").status_code == 400, "says which rows"
+    assert server.request("DELETE", "/api/measurements", params={"entityID": fleet.main}).status_code == 400
+    # Deleting an entity with everything on it takes its readings along.
+    assert server.request("DELETE", f"/api/sites/{fleet.site_b}", params={"cascade": "true"}).status_code == 204
+    assert server.sql(f"SELECT count(*) AS n FROM measurements WHERE entity_id = '{fleet.b_main}'") == [{"n": 0}]
+
+
+def test_old_readings_and_snapshots_go_and_their_objects_follow(start):
+    settings = {"retention": '[{ metric = "voltage", keep = "90d" }]', "snapshots.keep": "1ms", "snapshots.grace": "30s"}
+    server = start(settings=settings)
+    fleet = Fleet(server)
+    now = int(datetime.now(timezone.utc).timestamp())
+    lines = [f"{m},entity_id={fleet.main} value=1 {now - 86400 * d}" for m in ("voltage", "power") for d in range(1, 200)]
+    server.write("\n".join(lines))
+    server.flush()
+    server.post("/api/snapshots", json={"name": "all"})
+    planned = server.post("/api/compact", params={"dryRun": "true", "force": "true"}).json()
+    assert planned["retentionRows"] >= 100
+    done = server.post("/api/compact", params={"force": "true"}).json()
+    assert done["retentionRows"] == 110 and "deletionsPaused" not in done
+    counts = {r["metric"]: r["n"] for r in server.sql("SELECT metric, count(*) AS n FROM measurements GROUP BY 1")}
+    assert counts == {"voltage": 89, "power": 199}
+    objects = len(data_files(server))
+    # What has a name stays, with its objects; without it both go after the grace.
+    assert server.sql("SELECT count(*) AS n FROM measurements", asOf="all")[0]["n"] == 398
+    assert server.request("DELETE", "/api/snapshots/all").status_code == 204
+    assert server.post("/api/compact", params={"all": "true", "force": "true"}).json()["expiredFiles"] > 0
+    assert server.post("/api/sql", json={"query": "SELECT 1", "asOf": "all"}).status_code == 404
+    assert len(data_files(server)) >= objects, "objects stay for the grace"
+    server.stop()
+    # A day without a clock: an orphan and objects past their grace.
+    orphan = data_files(server)[0].parent / "0123456789abcdef.parquet"
+    orphan.write_bytes(b"x")
+    os.utime(orphan, (now - 2 * 86400, now - 2 * 86400))
+    server.start()
+
+    def swept():
+        report = server.post("/api/compact", params={"force": "true"}).json()
+        swept.total += report["sweptObjects"]
+        live = server.get("/api/status").json()["engine"]["dataFiles"]
+        return swept.total > 0 and not orphan.exists() and len(data_files(server)) == live
+
+    swept.total = 0
+    wait_until(swept, "the sweep", seconds=90)
+    assert server.cli("verify").returncode == 0
+
+
+def test_verify_finds_every_planted_damage(server, fleet):
+    fill(server, fleet, flushes=4)
+    assert "sound" in server.cli("verify").stdout
+    server.stop()
+    files = data_files(server)
+    flipped, cut, gone = files[0], files[1], files[2]
+    originals = {f: f.read_bytes() for f in (flipped, cut, gone)}
+    damaged = bytearray(originals[flipped])
+    damaged[len(damaged) // 3] ^= 1
+    flipped.write_bytes(damaged)
+    cut.write_bytes(originals[cut][:-9])
+    gone.unlink()
+    report = server.cli("verify", "--json", check=False)
+    assert report.returncode == 1
+    problems = {p["path"].rsplit("/", 1)[1]: p["kind"] for p in json.loads(report.stdout)["problems"]}
+    assert problems == {flipped.name: "altered", cut.name: "altered", gone.name: "missing"}
+    quick = json.loads(server.cli("verify", "--quick", "--json", check=False).stdout)
+    assert {p["kind"] for p in quick["problems"]} == {"altered", "missing"} and len(quick["problems"]) == 2
+    for file, content in originals.items():
+        file.write_bytes(content)
+    assert server.cli("verify").returncode == 0
+
+
+def test_a_backup_made_while_writing_is_restored_whole(start, tmp_path):
+    server = start()
+    fleet = Fleet(server)
+    fill(server, fleet, flushes=4)
+    server.write(f"power,entity_id={fleet.main} value=77 {T0 + 3}")
+    folder = tmp_path / "backup"
+    out = server.cli("backup", str(folder))
+    digest = server.sql(DIGEST)
+    assert "snapshot" in out.stdout
+    server.write(f"power,entity_id={fleet.main} value=78 {T0 + 4}")
+    refused = server.cli("backup", str(folder), check=False)
+    assert refused.returncode == 1 and "not empty" in refused.stderr
+    assert server.post("/api/backup", json={"directory": "relative"}).status_code == 400
+    server.stop()
+    other = start("restored")
+    other.stop()
+    shutil.rmtree(other.dir)
+    assert other.cli("restore", str(folder)).returncode == 0
+    other.start()
+    # Tokens come with the catalog.
+    rows = other.post("/api/sql", json={"query": DIGEST}, token=server.token)
+    assert rows.json() == digest
+    assert other.post("/api/verify", token=server.token).json()["problems"] == []
+    other.stop()
+    again = other.cli("restore", str(folder), check=False)
+    assert again.returncode == 1 and "not empty" in again.stderr
+    # A backup that was tampered with restores nothing.
+    victim = next((folder / "lake").rglob("*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    shutil.rmtree(other.dir)
+    refused = other.cli("restore", str(folder), check=False)
+    assert refused.returncode == 1 and victim.name in refused.stderr and not other.dir.exists()
+
+
+@pytest.mark.parametrize("through_server", [False, True])
+def test_a_bulk_import_in_random_order_ends_in_few_files(start, tmp_path, duck, through_server):
+    server = start(settings={"memory.budget": "6MiB", "flush.max_bytes": "1MiB"})
+    fleet = Fleet(server)
+    rng = random.Random(9)
+    begin = datetime(2023, 1, 1, tzinfo=timezone.utc)
+    rows = [(rng.choice([fleet.main, fleet.inv1, fleet.inv2]), begin + timedelta(minutes=15 * i)) for i in range(96 * 365 * 3)]
+    rng.shuffle(rows)
+    path = tmp_path / "history.csv"
+    with open(path, "w", newline="") as f:
+        out = csv.writer(f)
+        out.writerow(["entity_id", "timestamp", "metric", "value", "unit"])
+        for e, t in rows:
+            out.writerow([e, t.strftime("%Y-%m-%dT%H:%M:%SZ"), "power", round(rng.random() * 10, 3), "kW"])
+    if not through_server:
+        server.stop()
+    before = None if through_server else server.cli("status", "--json").stdout
+    out = server.cli("import", str(path), "--json")
+    report = json.loads(out.stdout)
+    assert (report["report"]["accepted"], report["report"]["rejected"]) == (len(rows), 0)
+    if not through_server:
+        assert report["stored"] == {"new": len(rows), "corrected": 0, "identical": 0}
+        status = json.loads(server.cli("status", "--json").stdout)["engine"]
+        assert status["snapshotId"] == json.loads(before)["engine"]["snapshotId"] + 1, "one commit"
+        months = {}
+        for file in data_files(server):
+            months.setdefault(file.parent.name, []).append(file)
+        assert len(months) == 36 and max(map(len, months.values())) <= 3
+        again = json.loads(server.cli("import", str(path), "--json").stdout)
+        assert again["stored"] == {"new": 0, "corrected": 0, "identical": len(rows)}
+        assert json.loads(server.cli("status", "--json").stdout)["engine"]["snapshotId"] == status["snapshotId"]
+        server.start()
+    else:
+        server.flush()
+    db = duck(f"sqlite:{server.dir}/catalog.db")
+    ours = server.sql("SELECT entity_id, count(*) AS n, sum(value) AS s FROM measurements GROUP BY 1 ORDER BY 1")
+    theirs = db.sql(f"SELECT entity_id, count(*), sum(value) FROM read_csv('{path}') GROUP BY 1 ORDER BY 1").fetchall()
+    lake = db.sql("SELECT entity_id, count(*), sum(value) FROM lake.measurements GROUP BY 1 ORDER BY 1").fetchall()
+    db.close()
+    for a, b, c in zip(ours, theirs, lake, strict=True):
+        assert (a["entity_id"], a["n"]) == (str(b[0]), b[1]) == (c[0], c[1])
+        assert abs(a["s"] - b[2]) < 1e-6 and abs(c[2] - b[2]) < 1e-6
