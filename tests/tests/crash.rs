@@ -53,7 +53,14 @@ impl Server {
             .args(["serve", "--data-dir", &dir.display().to_string()])
             // Small limits, so that segments, flushes and files come often.
             .args(["--set", &format!("http.listen=127.0.0.1:{port}"), "--set", "wal.segment_bytes=64KiB"])
-            .args(["--set", "flush.interval=200ms", "--set", "flush.max_bytes=256KiB"])
+            .args([
+                "--set",
+                "flush.interval=200ms",
+                "--set",
+                "flush.max_bytes=256KiB",
+                "--set",
+                "compaction.interval=150ms",
+            ])
             .stdout(Stdio::from(log.try_clone().expect("log")))
             .stderr(Stdio::from(log))
             .spawn()
