@@ -5,6 +5,8 @@
 
 mod data_file;
 mod delete_file;
+#[cfg(test)]
+mod faulty;
 mod lookup;
 mod object_reader;
 mod scan;
@@ -13,6 +15,8 @@ mod storage;
 
 pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
 pub(crate) use delete_file::{read_positions, write_delete_file};
+#[cfg(test)]
+pub(crate) use faulty::{Fault, Moment};
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
 pub use scan::rows_between;
 pub(crate) use scan::{Chunk, FileScan, find_positions, read_footer_rows};

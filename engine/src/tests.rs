@@ -1,5 +1,7 @@
 //! The engine as a whole against a model: a map from key to the newest reading.
 
+mod faults;
+
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -25,8 +27,16 @@ pub(crate) fn settings(dir: &Path) -> Settings {
 }
 
 pub(crate) async fn start(settings: &Settings) -> Arc<Engine> {
+    start_in(settings, None).await
+}
+
+async fn start_in(settings: &Settings, fault: Option<archive::Fault>) -> Arc<Engine> {
     let data_dir = DataDir::acquire(&settings.data_dir.0).expect("lock");
     let storage = Storage::open(settings).expect("storage");
+    let storage = match fault {
+        Some(fault) => storage.with_fault(fault),
+        None => storage,
+    };
     let key = settings.data_dir.0.join("secrets.key");
     let catalog = Catalog::open(&settings.catalog_url(), &key, storage.data_path()).await.expect("catalog");
     let clock = Clock::Fixed(Arc::new(AtomicI64::new(NOW)));

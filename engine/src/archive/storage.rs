@@ -93,6 +93,13 @@ impl Storage {
         Ok(Self { kind: StorageKind::S3, store, data_path })
     }
 
+    /// The same objects behind a store that fails once; everything goes through the store then.
+    #[cfg(test)]
+    pub(crate) fn with_fault(self, fault: super::faulty::Fault) -> Self {
+        let store = Arc::new(super::faulty::FaultyStore { inner: self.store, fault });
+        Self { kind: StorageKind::S3, store, ..self }
+    }
+
     /// The root as outside readers address it, ending in `/`.
     pub fn data_path(&self) -> &str {
         &self.data_path
