@@ -444,11 +444,13 @@ fn rewrite(
     inputs: &[Input],
     now: i64,
 ) -> Result<Rewritten> {
-    let mut sources: Vec<Source> = Vec::new();
+    // The runs come first: which of the import's own readings of a key counts is settled before it is compared with what
+    // is stored.
+    let mut sources = month.sources(handle, series)?;
+    let runs = sources.len();
     for Input { file, hidden } in inputs {
         sources.push(Box::new(FileScan::open(handle, storage, series, file, hidden)?));
     }
-    sources.extend(month.sources(handle, series)?);
     let first = month.bounds.first().map_or(now, |bounds| bounds.min_ts);
     let is_over = month_of(first)?.1 <= now;
     let level = if is_over { Level::Month } else { Level::Day };
@@ -456,16 +458,16 @@ fn rewrite(
     let (mut corrected, mut identical) = (0, 0);
     merge(
         sources,
-        |key, earlier, later| match (earlier.rank < inputs.len(), later.rank < inputs.len()) {
-            (true, true) => never_equal(key, earlier, later),
-            (false, _) => Ok(Winner::Later),
+        |key, earlier, later| match (earlier.rank < runs, later.rank < runs) {
+            (false, _) => never_equal(key, earlier, later),
+            (true, true) => Ok(Winner::Later),
             (true, false) if earlier.says_the_same(&later) => {
                 identical += 1;
-                Ok(Winner::Earlier)
+                Ok(Winner::Later)
             }
             (true, false) => {
                 corrected += 1;
-                Ok(Winner::Later)
+                Ok(Winner::Earlier)
             }
         },
         |key, rows, range| sink.append(key, rows, range),

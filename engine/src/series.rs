@@ -12,6 +12,9 @@ use wattlake_catalog::{EntityId, EntityType};
 
 use crate::batch::BatchSeries;
 
+/// Different units that one process takes.
+pub(crate) const UNITS_MAX: usize = 10_000;
+
 /// A series: one metric of one entity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeriesKey {
@@ -86,6 +89,12 @@ impl SeriesTable {
             return *unit;
         }
         self.inner.write().insert_unit(text)
+    }
+
+    /// Whether readings in this unit can be taken: unknown metrics bring units of their own, and each is kept for good.
+    pub(crate) fn takes_unit(&self, text: &str) -> bool {
+        let inner = self.inner.read();
+        inner.units.len() < UNITS_MAX || inner.unit_ids.contains_key(text)
     }
 
     fn hash(&self, series: &BatchSeries) -> u64 {

@@ -319,6 +319,23 @@ async fn registration_is_limited_per_minute() {
 }
 
 #[tokio::test]
+async fn units_are_limited() {
+    let dir = tempfile::TempDir::new().expect("dir");
+    let engine = start(&settings(dir.path())).await;
+    let [a, _] = two_meters(&engine).await;
+    let ingest = Ingest::new(Arc::clone(&engine));
+    let lines = |from: usize, to: usize| -> String {
+        (from..to).map(|n| format!("odd,entity_id={a} value=1,unit=\"u{n}\" {n}\n")).collect()
+    };
+    for (from, to, refused) in [(0, 10_000, 0), (9_990, 10_005, 5)] {
+        let request = request(BodyFormat::LineProtocol, lines(from, to));
+        let report = ingest.ingest(request).await.expect("a report");
+        assert_eq!(report.rejected, refused);
+        assert!(report.errors.iter().all(|error| error.kind == "too_many_units"));
+    }
+}
+
+#[tokio::test]
 async fn unknown_series_are_refused_without_auto_registration() {
     let dir = tempfile::TempDir::new().expect("dir");
     let mut settings = settings(dir.path());

@@ -11,7 +11,7 @@ use super::{ERRORS_REPORTED_MAX, IngestReport, IngestRequest, RowError};
 use crate::{
     BatchSeries, Conversion, Engine, MetricRegistry,
     batch::Readings,
-    series::{ChannelId, SeriesTable},
+    series::{ChannelId, SeriesTable, UNITS_MAX},
 };
 
 const METRIC_BYTES_MAX: usize = 128;
@@ -408,6 +408,10 @@ impl Collector {
         let (unit, conversion) =
             self.context.metrics().normalise(metric, unit).map_err(|message| ("unknown_unit", message))?;
         let unit = unit.to_owned();
+        if !self.context.engine.series().takes_unit(&unit) {
+            let message = format!("unit `{unit}` is new and there are {UNITS_MAX} different ones already");
+            return Err(("too_many_units", message));
+        }
         let series = SeriesSlot { code: self.series.len() as u32 | LOCAL, conversion };
         self.series.push((entity, metric.to_owned(), unit));
         self.series_index.insert(key, series);
