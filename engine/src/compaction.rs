@@ -43,7 +43,7 @@ pub(crate) struct Input {
 }
 
 impl Compactor<'_> {
-    /// Does one job; `false` when its files are not there any more.
+    /// Does one job; `false` when its files are not there any more, or merging them would make no fewer.
     pub(crate) async fn run(&self, job: &Job) -> Result<bool> {
         for attempt in 0.. {
             let is_last = attempt == ATTEMPTS_UNLOCKED;
@@ -55,6 +55,12 @@ impl Compactor<'_> {
                 return Ok(false);
             }
             let new_files = self.rewrite(&inputs, job.level).await?;
+            let has_deletes = inputs.iter().any(|file| file.delete.is_some());
+            if inputs.len() > 1 && new_files.len() >= inputs.len() && !has_deletes {
+                // As many files as before would be merged again and again.
+                self.discard(&new_files).await;
+                return Ok(false);
+            }
             if guard.is_none() {
                 guard = Some(self.flush_lock.lock().await);
             }

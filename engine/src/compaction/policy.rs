@@ -17,8 +17,9 @@ const SETTLE: i64 = 3_600_000_000;
 const FAN_IN: usize = 8;
 /// Files read side by side: each holds buffers of its own.
 const INPUTS_MAX: usize = 32;
-/// A month's file of at least this many rows is final.
+/// A month's file of at least this many rows or bytes is final: half of where a merge starts a new file.
 const FINAL_ROWS: u64 = 16 << 20;
+const FINAL_BYTES: u64 = 128 << 20;
 /// Deleted rows in a thousand beyond which a file is rewritten.
 const DELETED_PER_MILLE_MAX: u64 = 50;
 /// Small files beside a large one are left until they have this share of its rows in a hundred, or are this many.
@@ -65,7 +66,8 @@ fn is_worn(file: &DataFile) -> bool {
 }
 
 fn is_final(file: &DataFile) -> bool {
-    file.level == Level::Month.number() && file.rows >= FINAL_ROWS && !is_worn(file)
+    let is_large = file.rows >= FINAL_ROWS || file.stored.bytes >= FINAL_BYTES;
+    file.level == Level::Month.number() && is_large && !is_worn(file)
 }
 
 fn closed_month<'a>(files: &[&'a DataFile], everything: bool) -> Option<Vec<&'a DataFile>> {

@@ -65,6 +65,13 @@ fn months_that_are_over_become_few_large_files() {
     assert_eq!(inputs(&with_late(1000), true), [(Level::Month, vec![1, 2])]);
     let large = [file(1, Level::Month, -20, FINAL_ROWS, 0), file(2, Level::Month, -20, FINAL_ROWS, 0)];
     assert_eq!(inputs(&large, false), []);
+    // Few rows with much metadata: merging them would only make as many files again.
+    let heavy = (0..3).map(|id| {
+        let mut heavy = (*file(id, Level::Month, -20, 60_000, 0)).clone();
+        heavy.stored.bytes = FINAL_BYTES;
+        Arc::new(heavy)
+    });
+    assert_eq!(inputs(&heavy.collect::<Vec<_>>(), true), []);
 }
 
 #[test]
