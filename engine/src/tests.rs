@@ -156,8 +156,10 @@ enum Step {
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
-    // Few keys over two months, so that duplicates and corrections are common.
-    let reading = (0usize..2, 0usize..2, -40i64 * 24..20, -3i32..3);
+    // Keys over two months, and many of the last hours: duplicates and corrections are common, those of a series' latest
+    // reading among them.
+    let hour = prop_oneof![-40i64 * 24..20, -4i64..4];
+    let reading = (0usize..2, 0usize..2, hour, -3i32..3);
     let hours = (-40i64 * 24..20, 1i64..600).prop_map(|(from, length)| (from, from + length));
     prop_oneof![
         8 => prop::collection::vec(reading, 1..30).prop_map(Step::Write),
@@ -259,6 +261,24 @@ async fn identical_readings_write_nothing() {
     assert_eq!(engine.flush().await.expect("flush"), first, "no new snapshot");
     let status = engine.status();
     assert_eq!((status.archive_rows, status.data_files, status.delete_files), (1, 1, 0));
+}
+
+/// The latest flushed time of a series is exactly its high-water mark: a reading there is looked up, not taken for new.
+#[tokio::test]
+async fn the_latest_reading_of_a_series_can_be_corrected() {
+    let dir = tempfile::TempDir::new().expect("dir");
+    let engine = start(&settings(dir.path())).await;
+    let [a, _] = two_meters(&engine).await;
+    let ingest = Ingest::new(Arc::clone(&engine));
+    for value in [1.0, 2.0, 3.0] {
+        let body = format!("power,entity_id={a} value={value} {NOW}000\n");
+        ingest.ingest(request(BodyFormat::LineProtocol, body)).await.expect("stored");
+        let key = (a.to_string(), "power".to_owned(), NOW);
+        let expected = BTreeMap::from([(key, f64::to_bits(value))]);
+        assert_eq!(visible(&engine).await, expected, "in memory");
+        engine.flush().await.expect("flush");
+        assert_eq!(visible(&engine).await, expected, "in files");
+    }
 }
 
 #[tokio::test]
