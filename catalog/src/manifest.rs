@@ -8,9 +8,11 @@ mod create;
 mod expire;
 mod read;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
+
+use crate::EntityId;
 
 pub(crate) use commit::commit;
 pub(crate) use create::create;
@@ -91,6 +93,26 @@ pub struct FileBounds {
     pub max_entity: String,
     pub min_metric: String,
     pub max_metric: String,
+}
+
+impl FileBounds {
+    /// Whether both ranges leave room for one key.
+    pub fn overlap(&self, other: &Self) -> bool {
+        self.min_ts <= other.max_ts
+            && other.min_ts <= self.max_ts
+            && self.min_entity <= other.max_entity
+            && other.min_entity <= self.max_entity
+            && self.min_metric <= other.max_metric
+            && other.min_metric <= self.max_metric
+    }
+
+    /// Whether they leave room for one of the entities.
+    pub fn may_hold_any(&self, entities: &BTreeSet<EntityId>) -> bool {
+        match (self.min_entity.parse::<EntityId>(), self.max_entity.parse::<EntityId>()) {
+            (Ok(min), Ok(max)) if min <= max => entities.range(min..=max).next().is_some(),
+            _ => true,
+        }
+    }
 }
 
 /// A live data file.

@@ -14,7 +14,7 @@ mod schema;
 mod storage;
 
 pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
-pub(crate) use delete_file::{read_positions, write_delete_file};
+pub(crate) use delete_file::{deleted_rows, write_delete_file};
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Moment};
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};

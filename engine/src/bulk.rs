@@ -15,7 +15,7 @@ use wattlake_catalog::{CommitRequest, DataFile, FileBounds, Manifest, NewDataFil
 
 use crate::{
     Engine, Error, ErrorKind, Result, Storage,
-    archive::{Chunk, DataFileEncoder, FileScan, Level, read_positions},
+    archive::{Chunk, DataFileEncoder, FileScan, Level, deleted_rows},
     background,
     batch::Readings,
     changes::Changes,
@@ -277,15 +277,7 @@ impl Month {
 
     /// Whether a file may hold a key of these rows.
     fn may_share_keys(&self, file: &DataFile) -> bool {
-        let theirs = &file.bounds;
-        self.bounds.iter().any(|ours| {
-            ours.min_ts <= theirs.max_ts
-                && theirs.min_ts <= ours.max_ts
-                && ours.min_entity <= theirs.max_entity
-                && theirs.min_entity <= ours.max_entity
-                && ours.min_metric <= theirs.max_metric
-                && theirs.min_metric <= ours.max_metric
-        })
+        self.bounds.iter().any(|bounds| bounds.overlap(&file.bounds))
     }
 
     fn sources(&self, handle: &Handle, series: &Arc<SeriesTable>) -> Result<Vec<Source>> {
@@ -389,10 +381,7 @@ async fn build(engine: &Arc<Engine>, months: &Arc<Vec<Month>>, base: &Manifest) 
         }
         let mut inputs = Vec::new();
         for file in shared {
-            let hidden = match &file.delete {
-                Some(delete) => read_positions(engine.storage(), delete).await?,
-                None => Vec::new(),
-            };
+            let hidden = deleted_rows(engine.storage(), &file).await?;
             inputs.push(Input { file, hidden });
         }
         built.inputs.extend(inputs.iter().map(|input| Arc::clone(&input.file)));

@@ -10,7 +10,7 @@ use wattlake_catalog::{DataFile, EntityId, NewDataFile, NewDeleteFile, RemovedFi
 
 use crate::{
     Result, SeriesKey, Storage,
-    archive::{Level, find_positions, read_positions, write_delete_file},
+    archive::{Level, deleted_rows, find_positions, write_delete_file},
     background,
     compaction::{Input, rewrite_files},
     series::SeriesTable,
@@ -41,17 +41,10 @@ impl RowFilter {
     /// Whether the bounds of a file leave room for a wanted row.
     fn may_hit(&self, file: &DataFile) -> bool {
         let bounds = &file.bounds;
-        let in_entities = |entities: &BTreeSet<EntityId>| match (
-            bounds.min_entity.parse::<EntityId>(),
-            bounds.max_entity.parse::<EntityId>(),
-        ) {
-            (Ok(min), Ok(max)) if min <= max => entities.range(min..=max).next().is_some(),
-            _ => true,
-        };
         bounds.max_ts >= self.from
             && bounds.min_ts < self.to
             && self.metric.as_ref().is_none_or(|m| bounds.min_metric <= *m && *m <= bounds.max_metric)
-            && self.entities.as_ref().is_none_or(in_entities)
+            && self.entities.as_ref().is_none_or(|entities| bounds.may_hold_any(entities))
     }
 
     /// Whether the bounds of a file say that all its rows are wanted.
@@ -137,10 +130,7 @@ impl Changes {
                 changes.removed.push(file.removal());
                 continue;
             }
-            let before = match &file.delete {
-                Some(delete) => read_positions(storage, delete).await?,
-                None => Vec::new(),
-            };
+            let before = deleted_rows(storage, file).await?;
             let (handle, store) = (Handle::current(), storage.clone());
             let (target, wanted) = (Arc::clone(file), Arc::clone(filter));
             let mut gone = background::run("delete-scan", move || {

@@ -15,7 +15,7 @@ pub(crate) use policy::{Job, plan};
 
 use crate::{
     Error, Result, Storage,
-    archive::{FileScan, Level, read_positions},
+    archive::{FileScan, Level, deleted_rows},
     background,
     flush::{month_of, publish},
     merge::{FileSink, Source, merge, never_equal},
@@ -90,10 +90,7 @@ impl Compactor<'_> {
     async fn rewrite(&self, inputs: &[Arc<DataFile>], level: Level) -> Result<Vec<NewDataFile>> {
         let mut opened = Vec::with_capacity(inputs.len());
         for file in inputs {
-            let hidden = match &file.delete {
-                Some(delete) => read_positions(self.storage, delete).await?,
-                None => Vec::new(),
-            };
+            let hidden = deleted_rows(self.storage, file).await?;
             opened.push(Input { file: Arc::clone(file), hidden });
         }
         let (storage, series) = (self.storage.clone(), Arc::clone(&self.versions.series));

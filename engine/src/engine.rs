@@ -17,7 +17,7 @@ use wattlake_config::Settings;
 
 use crate::{
     Batch, Clock, DataDir, Error, ErrorKind, MetricRegistry, Result, SeriesKey, SeriesRows, Storage,
-    archive::{find_rows, read_positions},
+    archive::{deleted_rows, find_rows},
     batch::Readings,
     flush::{Flusher, wanted_series},
     ingest::LineCache,
@@ -524,10 +524,7 @@ impl ReadView {
     /// The rows of a file that this view must not show: deleted ones, and those that a reading in memory supersedes.
     /// `hot_late` comes from [`ReadView::late_rows`].
     pub async fn hidden_rows(&self, file: &DataFile, hot_late: &[SeriesRows]) -> Result<Vec<u64>> {
-        let mut hidden = match &file.delete {
-            Some(delete) => read_positions(&self.storage, delete).await?,
-            None => Vec::new(),
-        };
+        let mut hidden = deleted_rows(&self.storage, file).await?;
         let wanted: Vec<_> = hot_late.iter().filter_map(|series| wanted_series(file, series)).collect();
         if !wanted.is_empty() {
             let found = find_rows(&self.storage, file, &wanted).await?;

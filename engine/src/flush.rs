@@ -13,7 +13,7 @@ use wattlake_catalog::{Catalog, CommitRequest, DataFile, Manifest, NewDataFile, 
 use crate::{
     Error, Result,
     archive::{
-        DataFileEncoder, EncodedFile, KeyMatch, Level, Storage, WantedSeries, find_rows, read_positions,
+        DataFileEncoder, EncodedFile, KeyMatch, Level, Storage, WantedSeries, deleted_rows, find_rows,
     },
     background,
     changes::Changes,
@@ -95,10 +95,7 @@ pub(crate) async fn supersede(
         if matches.is_empty() {
             continue;
         }
-        let before = match &file.delete {
-            Some(delete) => read_positions(storage, delete).await?,
-            None => Vec::new(),
-        };
+        let before = deleted_rows(storage, file).await?;
         let mut superseded = Vec::new();
         for found in matches {
             if before.binary_search(&found.position).is_ok() {

@@ -11,7 +11,7 @@ use wattlake_catalog::{DataFile, Manifest, StoredFile};
 
 use crate::{
     Engine, Result, Storage,
-    archive::{Chunk, FileScan, read_footer_rows, read_positions},
+    archive::{Chunk, FileScan, deleted_rows, read_footer_rows},
     background,
     compaction::Input,
     flush::month_of,
@@ -158,21 +158,18 @@ impl Engine {
         let mut months: BTreeMap<String, Vec<Input>> = BTreeMap::new();
         for file in files {
             let path = Storage::object_path(&file.stored).to_string();
-            let mut hidden = Vec::new();
-            if let Some(delete) = &file.delete {
-                match read_positions(self.storage(), delete).await {
-                    Ok(positions) if positions.last().is_some_and(|last| *last >= file.rows) => {
-                        let message = format!("names row {:?} of {}", positions.last(), file.rows);
-                        report.add(ProblemKind::WrongDeletes, path, message);
-                        continue;
-                    }
-                    Ok(positions) => hidden = positions,
-                    Err(error) => {
-                        report.add(ProblemKind::WrongDeletes, path, error.message);
-                        continue;
-                    }
+            let hidden = match deleted_rows(self.storage(), &file).await {
+                Ok(rows) if rows.last().is_some_and(|last| *last >= file.rows) => {
+                    let message = format!("deletes of row {:?} of {}", rows.last(), file.rows);
+                    report.add(ProblemKind::WrongDeletes, path, message);
+                    continue;
                 }
-            }
+                Ok(rows) => rows,
+                Err(error) => {
+                    report.add(ProblemKind::WrongDeletes, path, error.message);
+                    continue;
+                }
+            };
             months.entry(month_of(file.bounds.min_ts)?.0).or_default().push(Input { file, hidden });
         }
         for (month, files) in months {

@@ -56,8 +56,15 @@ fn encode(data_file: &str, positions: Vec<u64>) -> Result<Bytes> {
     Ok(Bytes::from(writer.into_inner()?))
 }
 
-/// The deleted rows of a data file, sorted.
-pub(crate) async fn read_positions(storage: &Storage, delete: &DeleteFile) -> Result<Vec<u64>> {
+/// The rows of a data file that no longer count, sorted.
+pub(crate) async fn deleted_rows(storage: &Storage, file: &DataFile) -> Result<Vec<u64>> {
+    match &file.delete {
+        Some(delete) => read_positions(storage, delete).await,
+        None => Ok(Vec::new()),
+    }
+}
+
+async fn read_positions(storage: &Storage, delete: &DeleteFile) -> Result<Vec<u64>> {
     let bytes = storage.read_whole(&delete.stored).await?;
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes)?;
     let mask = ProjectionMask::leaves(builder.parquet_schema(), [1]);

@@ -8,7 +8,7 @@ use wattlake_catalog::{EntityType, Quality};
 use wattlake_config::ByteCount;
 
 use crate::{
-    Batch, BatchSeries, BulkReport, Engine, MaintenanceOptions,
+    Batch, BatchSeries, BulkReport, Engine, ErrorKind, MaintenanceOptions,
     tests::{settings, start, two_meters, visible},
 };
 use std::sync::Arc;
@@ -120,6 +120,31 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// An import that needs more disk than allowed stores nothing and leaves nothing behind.
+#[tokio::test]
+async fn spilling_is_limited() {
+    let dir = tempfile::TempDir::new().expect("dir");
+    let mut settings = settings(dir.path());
+    settings.flush.max_bytes = ByteCount(100);
+    settings.memory.budget = ByteCount(100);
+    settings.ingest.import_spill = ByteCount(1000);
+    let engine = start(&settings).await;
+    let entities = two_meters(&engine).await;
+    let mut bulk = engine.bulk_import();
+    let mut refused = None;
+    for hour in 0..10 {
+        let part = batch(&entities, &[(0, 0, -hour, 1), (1, 1, -hour, 1)]).into_readings(engine.series());
+        if let Err(error) = bulk.push(part).await {
+            refused = Some(error);
+            break;
+        }
+    }
+    let error = refused.expect("the limit is reached");
+    assert!(error.kind == ErrorKind::TooLarge && error.message.contains("ingest.import_spill"), "{error}");
+    drop(bulk);
+    assert!(visible(&engine).await.is_empty());
 }
 
 /// A reading that an import itself corrects, in another run of its sorting, once looked like a correction of the archive

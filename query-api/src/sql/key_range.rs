@@ -121,17 +121,10 @@ impl KeyRange {
         let in_metrics = |metrics: &BTreeSet<String>| {
             metrics.range(bounds.min_metric.clone()..=bounds.max_metric.clone()).next().is_some()
         };
-        let in_entities = |entities: &BTreeSet<EntityId>| {
-            let (min, max) = (bounds.min_entity.parse::<EntityId>(), bounds.max_entity.parse::<EntityId>());
-            match (min, max) {
-                (Ok(min), Ok(max)) if min <= max => entities.range(min..=max).next().is_some(),
-                _ => true,
-            }
-        };
         bounds.max_ts >= self.from
             && bounds.min_ts < self.to
             && self.metrics.as_ref().is_none_or(in_metrics)
-            && self.entities.as_ref().is_none_or(in_entities)
+            && self.entities.as_ref().is_none_or(|entities| bounds.may_hold_any(entities))
     }
 }
 
