@@ -81,15 +81,15 @@ impl Catalog {
         self.fleet.load_full()
     }
 
-    async fn begin(&self) -> Result<Tx> {
+    pub(crate) async fn begin(&self) -> Result<Tx> {
         self.db.begin().await
     }
 
-    fn writer<'a>(&'a self, tx: &'a mut Tx) -> Writer<'a> {
+    pub(crate) fn writer<'a>(&'a self, tx: &'a mut Tx) -> Writer<'a> {
         Writer { tx, key: &self.key, now: Timestamp::now() }
     }
 
-    async fn finish(&self, tx: Tx) -> Result<Arc<Fleet>> {
+    pub(crate) async fn finish(&self, tx: Tx) -> Result<Arc<Fleet>> {
         tx.commit().await?;
         self.refresh().await
     }

@@ -70,16 +70,32 @@ pub struct NewEntities {
     pub source_ids: Vec<EntityId>,
 }
 
-/// Reads everything; secrets come back masked.
-pub(crate) async fn load_fleet(db: &Db) -> Result<Fleet> {
+/// Sites, meters and energy sources as they are stored, with sealed secrets.
+pub(crate) type StoredFleet = (Vec<Site>, Vec<Meter>, Vec<EnergySource>);
+
+/// Reads everything as it is stored.
+pub(crate) async fn load_stored(db: &Db) -> Result<StoredFleet> {
     let sites = db.rows(&format!("SELECT {SITE_COLUMNS} FROM sites"), vec![]).await?;
     let meters = db.rows(&format!("SELECT {METER_COLUMNS} FROM meters"), vec![]).await?;
     let sources = db.rows(&format!("SELECT {SOURCE_COLUMNS} FROM energy_sources"), vec![]).await?;
-    let external = db.rows("SELECT external_id, entity_id FROM wattlake_external_id", vec![]).await?;
-    Ok(Fleet::new(
+    Ok((
         sites.iter().map(read_site).collect::<Result<_>>()?,
         meters.iter().map(read_meter).collect::<Result<_>>()?,
         sources.iter().map(read_source).collect::<Result<_>>()?,
+    ))
+}
+
+/// Reads everything; secrets come back masked.
+pub(crate) async fn load_fleet(db: &Db) -> Result<Fleet> {
+    let (mut sites, mut meters, mut sources) = load_stored(db).await?;
+    sites.iter_mut().for_each(|site| mask_metadata(&mut site.metadata));
+    meters.iter_mut().for_each(|meter| mask_metadata(&mut meter.metadata));
+    sources.iter_mut().for_each(|source| mask_metadata(&mut source.metadata));
+    let external = db.rows("SELECT external_id, entity_id FROM wattlake_external_id", vec![]).await?;
+    Ok(Fleet::new(
+        sites,
+        meters,
+        sources,
         external
             .iter()
             .map(|row| Ok((row.text(0)?, EntityId(row.uuid(1)?))))
@@ -89,10 +105,7 @@ pub(crate) async fn load_fleet(db: &Db) -> Result<Fleet> {
 
 fn read_metadata(row: &Row, i: usize) -> Result<Metadata> {
     match row.json(i)? {
-        Json::Object(mut map) => {
-            mask_metadata(&mut map);
-            Ok(map)
-        }
+        Json::Object(map) => Ok(map),
         _ => Ok(Metadata::new()),
     }
 }
@@ -154,22 +167,31 @@ impl Writer<'_> {
         draft.check()?;
         let id = draft.id.unwrap_or_else(SiteId::random);
         self.refuse_existing("sites", "site", id.0).await?;
-        let mut metadata = draft.metadata.clone();
+        let SiteDraft { name, location, industry_type, description, mut metadata, active, .. } =
+            draft.clone();
         self.key.seal_metadata(&mut metadata, None, id.0)?;
+        let (created_at, updated_at) = (self.now, self.now);
+        let site =
+            Site { id, name, location, industry_type, description, metadata, active, created_at, updated_at };
+        self.insert_site(&site).await?;
+        Ok(id)
+    }
+
+    /// Stores a site as it is, with sealed secrets.
+    pub(crate) async fn insert_site(&mut self, site: &Site) -> Result<()> {
         let sql = format!("INSERT INTO sites ({SITE_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)");
         let values = params![
-            id,
-            draft.name.as_str(),
-            draft.location.clone(),
-            draft.industry_type.map(|t| t.as_str()),
-            draft.description.clone(),
-            Json::Object(metadata),
-            draft.active,
-            self.now,
-            self.now
+            site.id,
+            site.name.as_str(),
+            site.location.clone(),
+            site.industry_type.map(|t| t.as_str()),
+            site.description.clone(),
+            Json::Object(site.metadata.clone()),
+            site.active,
+            site.created_at,
+            site.updated_at
         ];
-        self.tx.execute(&sql, values).await?;
-        Ok(id)
+        self.tx.execute(&sql, values).await.map(drop)
     }
 
     pub(crate) async fn update_site(&mut self, id: SiteId, draft: &SiteDraft) -> Result<()> {
@@ -195,28 +217,48 @@ impl Writer<'_> {
         let id = draft.id.unwrap_or_else(EntityId::random);
         self.refuse_existing_entity(id).await?;
         self.check_place(id, draft).await?;
-        let mut metadata = draft.metadata.clone();
+        let draft = draft.clone();
+        let mut metadata = draft.metadata;
         self.key.seal_metadata(&mut metadata, None, id.0)?;
+        let meter = Meter {
+            id,
+            site_id: draft.site_id,
+            parent_meter_id: draft.parent_meter_id,
+            name: draft.name,
+            category: draft.category,
+            reading_frequency: draft.reading_frequency,
+            capacity: draft.capacity,
+            description: draft.description,
+            metadata,
+            active: draft.active,
+            created_at: self.now,
+            updated_at: self.now,
+        };
+        self.insert_meter(&meter).await?;
+        Ok(id)
+    }
+
+    /// Stores a meter as it is, with sealed secrets; its site and parent are there.
+    pub(crate) async fn insert_meter(&mut self, meter: &Meter) -> Result<()> {
         let sql = format!(
             "INSERT INTO meters ({METER_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
         );
         let values = params![
-            id,
-            draft.site_id,
-            draft.parent_meter_id,
-            draft.name.as_str(),
-            draft.category.as_str(),
-            draft.reading_frequency.as_str(),
-            draft.capacity,
-            draft.description.clone(),
-            Json::Object(metadata),
-            draft.active,
-            self.now,
-            self.now
+            meter.id,
+            meter.site_id,
+            meter.parent_meter_id,
+            meter.name.as_str(),
+            meter.category.as_str(),
+            meter.reading_frequency.as_str(),
+            meter.capacity,
+            meter.description.clone(),
+            Json::Object(meter.metadata.clone()),
+            meter.active,
+            meter.created_at,
+            meter.updated_at
         ];
         self.tx.execute(&sql, values).await?;
-        self.write_external_id(id, &draft.metadata).await?;
-        Ok(id)
+        self.write_external_id(meter.id, &meter.metadata).await
     }
 
     pub(crate) async fn update_meter(&mut self, id: EntityId, draft: &MeterDraft) -> Result<()> {
@@ -248,25 +290,43 @@ impl Writer<'_> {
         let id = draft.id.unwrap_or_else(EntityId::random);
         self.refuse_existing_entity(id).await?;
         self.expect_meter(draft.meter_id).await?;
-        let mut metadata = draft.metadata.clone();
+        let EnergySourceDraft { meter_id, name, source_type, capacity, mut metadata, active, .. } =
+            draft.clone();
         self.key.seal_metadata(&mut metadata, None, id.0)?;
+        let (created_at, updated_at) = (self.now, self.now);
+        let source = EnergySource {
+            id,
+            meter_id,
+            name,
+            source_type,
+            capacity,
+            metadata,
+            active,
+            created_at,
+            updated_at,
+        };
+        self.insert_source(&source).await?;
+        Ok(id)
+    }
+
+    /// Stores an energy source as it is, with sealed secrets; its meter is there.
+    pub(crate) async fn insert_source(&mut self, source: &EnergySource) -> Result<()> {
         let sql = format!(
             "INSERT INTO energy_sources ({SOURCE_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
         );
         let values = params![
-            id,
-            draft.meter_id,
-            draft.name.as_str(),
-            draft.source_type.as_str(),
-            draft.capacity,
-            Json::Object(metadata),
-            draft.active,
-            self.now,
-            self.now
+            source.id,
+            source.meter_id,
+            source.name.as_str(),
+            source.source_type.as_str(),
+            source.capacity,
+            Json::Object(source.metadata.clone()),
+            source.active,
+            source.created_at,
+            source.updated_at
         ];
         self.tx.execute(&sql, values).await?;
-        self.write_external_id(id, &draft.metadata).await?;
-        Ok(id)
+        self.write_external_id(source.id, &source.metadata).await
     }
 
     pub(crate) async fn update_source(&mut self, id: EntityId, draft: &EnergySourceDraft) -> Result<()> {

@@ -9,6 +9,7 @@ mod db;
 mod entities;
 mod error;
 mod fleet;
+mod fleet_copy;
 mod manifest;
 mod migrations;
 mod model;
@@ -19,9 +20,11 @@ pub use catalog::Catalog;
 pub use entities::{NewEntities, OnboardingDraft, OnboardingMeter, OnboardingSource};
 pub use error::{Error, ErrorKind, Result};
 pub use fleet::{Entity, Fleet};
+pub use fleet_copy::FleetCopy;
 pub use manifest::{
     CommitRequest, CommitResult, DataFile, DeleteFile, Expired, FileBounds, Manifest, NamedSnapshot,
-    NewDataFile, NewDeleteFile, RemovedFile, Scheduled, SnapshotAt, SnapshotId, StoredFile, columns,
+    NewDataFile, NewDeleteFile, RemovedFile, Scheduled, SnapshotAt, SnapshotId, StoredDelete, StoredFile,
+    columns,
 };
 pub use model::{
     Category, EnergySource, EnergySourceDraft, EntityId, EntityType, IndustryType, Meter, MeterDraft,

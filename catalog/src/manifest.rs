@@ -11,6 +11,7 @@ mod read;
 use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::EntityId;
 
@@ -73,7 +74,8 @@ pub mod columns {
 }
 
 /// An object in the archive's storage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct StoredFile {
     /// Relative to the table's folder, for example `month=2026-01/0198.parquet`.
     pub path: String,
@@ -85,7 +87,8 @@ pub struct StoredFile {
 }
 
 /// The range of keys in a data file; all bounds are inclusive. Times are microseconds since 1970 UTC.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FileBounds {
     pub min_ts: i64,
     pub max_ts: i64,
@@ -145,13 +148,25 @@ pub struct Manifest {
 }
 
 /// A data file to publish.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct NewDataFile {
     pub stored: StoredFile,
     pub rows: u64,
     pub row_group_rows: u64,
     pub level: i64,
     pub bounds: FileBounds,
+    /// Rows of it that do not count from the start: only when a catalog is rebuilt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete: Option<StoredDelete>,
+}
+
+/// A positional delete file in storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredDelete {
+    pub stored: StoredFile,
+    pub count: u64,
 }
 
 /// A cumulative delete file to publish for a live data file.

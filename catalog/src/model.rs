@@ -144,7 +144,7 @@ text_enum! {
 pub(crate) type Metadata = Map<String, Value>;
 
 /// A place with meters.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Site {
     pub id: SiteId,
@@ -166,7 +166,7 @@ impl Site {
 }
 
 /// A measuring point; meters of a site form a tree.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Meter {
     pub id: EntityId,
@@ -185,7 +185,7 @@ pub struct Meter {
 }
 
 /// A device behind a meter.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EnergySource {
     pub id: EntityId,

@@ -115,6 +115,7 @@ mod suite {
                 min_metric: "power".into(),
                 max_metric: "soc".into(),
             },
+            delete: None,
         }
     }
 

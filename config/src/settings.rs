@@ -25,6 +25,7 @@ pub struct Settings {
     pub memory: Memory,
     pub compaction: Compaction,
     pub snapshots: Snapshots,
+    pub delta: Delta,
     /// How long readings are kept; without rules for ever.
     pub retention: Vec<RetentionRule>,
     pub ingest: Ingest,
@@ -181,6 +182,20 @@ pub struct Compaction {
 impl Default for Compaction {
     fn default() -> Self {
         Self { interval: Period::secs(60) }
+    }
+}
+
+/// A Delta Lake table beside the archive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Delta {
+    /// How often a server brings it up to date; 0: only when asked.
+    pub interval: Period,
+}
+
+impl Default for Delta {
+    fn default() -> Self {
+        Self { interval: Period::secs(0) }
     }
 }
 

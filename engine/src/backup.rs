@@ -1,7 +1,8 @@
 //! Backup while the engine writes, and restoring one.
 //!
 //! A backup is a folder: a copy of the catalog, every object that it names, the key of the sealed secrets, and `backup.json` with
-//! the BLAKE3 of each of them. Readings in memory are written out first, so that the log is not needed. While objects are
+//! the BLAKE3 of each of them. Of a catalog on Postgres it holds the newest state and the fleet, as a document that any catalog
+//! can be made of; tokens and earlier snapshots are `pg_dump`'s business. Readings in memory are written out first, so that the log is not needed. While objects are
 //! copied maintenance waits: nothing that the copied catalog names goes away.
 
 use std::{
@@ -14,11 +15,17 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use wattlake_catalog::{Catalog, FleetCopy};
 use wattlake_config::Settings;
 
-use crate::{DataDir, Engine, Error, ErrorKind, Result, Storage};
+use crate::{
+    DataDir, Engine, Error, ErrorKind, Result, Storage,
+    journal::{Journal, Replayed},
+    rebuild,
+};
 
 const CATALOG: &str = "catalog.db";
+const CATALOG_DOCUMENT: &str = "catalog.json";
 const SECRETS: &str = "secrets.key";
 const CONTENTS: &str = "backup.json";
 const OBJECTS: &str = "lake";
@@ -54,19 +61,32 @@ impl Engine {
     /// Copies everything that was acknowledged before the call into a folder that is new or empty.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for a folder with something in it, and for a catalog on Postgres, which has tools of its own.
+    /// [`ErrorKind::Invalid`] for a folder with something in it.
     pub async fn backup(self: &Arc<Self>, folder: &Path) -> Result<BackupContents> {
         refuse_contents(folder)?;
         std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, &error))?;
         self.flush().await?;
         let _maintenance = self.maintenance_pause().await;
         let snapshot_id = self.versions().current().manifest.snapshot.0;
-        let catalog = folder.join(CATALOG);
-        self.catalog().copy_to(&catalog).await?;
-        // Read after the copy: whatever that names is among these.
-        let mut objects: Vec<_> = self.catalog().known_objects().await?.into_iter().collect();
+        let (catalog, mut objects) = if is_postgres(self.settings()) {
+            let document = CatalogDocument {
+                fleet: self.catalog().copy_fleet().await?,
+                state: Replayed::of(
+                    &self.versions().current().manifest,
+                    self.catalog().wal_checkpoint().await?,
+                ),
+            };
+            let text = serde_json::to_vec_pretty(&document)
+                .map_err(|error| Error::internal(format!("backup of the catalog: {error}")))?;
+            (write(folder, CATALOG_DOCUMENT, &text, 0o600)?, document.state.objects())
+        } else {
+            self.catalog().copy_to(&folder.join(CATALOG)).await?;
+            // Read after the copy: whatever that names is among these.
+            let objects = self.catalog().known_objects().await?;
+            (describe(folder, CATALOG)?, objects.into_iter().collect())
+        };
         objects.sort();
-        let mut files = vec![describe(folder, CATALOG)?];
+        let mut files = vec![catalog];
         for path in objects {
             // What is only scheduled for deletion may be gone.
             let Some(bytes) = self.storage().read_if_present(&path).await? else { continue };
@@ -89,11 +109,9 @@ impl Engine {
 /// Everything is checked before anything is written.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] naming the file that is missing or not what was backed up.
+/// [`ErrorKind::Corrupt`] naming the file that is missing or not what was backed up; [`ErrorKind::Invalid`] for a backup of
+/// SQLite where the settings name Postgres.
 pub async fn restore(settings: &Settings, folder: &Path) -> Result<BackupContents> {
-    if settings.catalog_url().starts_with("postgres") {
-        return Err(Error::invalid("catalog.url is Postgres; restore its database with pg_restore instead"));
-    }
     let data_dir = settings.data_dir.0.clone();
     refuse_contents(&data_dir)?;
     let contents_path = folder.join(CONTENTS);
@@ -103,6 +121,11 @@ pub async fn restore(settings: &Settings, folder: &Path) -> Result<BackupContent
     if contents.version != VERSION {
         return Err(Error::invalid(format!("backup version {} is not {VERSION}", contents.version)));
     }
+    if is_postgres(settings) && contents.files.iter().any(|file| file.path == CATALOG) {
+        return Err(Error::invalid(
+            "the backup is of a catalog on SQLite: restore it without catalog.url, which then stays SQLite",
+        ));
+    }
     for file in &contents.files {
         let path = inside(folder, &file.path)?;
         let found = std::fs::read(&path)
@@ -111,7 +134,7 @@ pub async fn restore(settings: &Settings, folder: &Path) -> Result<BackupContent
             return Err(Error::corrupt(format!("backup file {} is not what was backed up", path.display())));
         }
     }
-    let _lock = DataDir::acquire(&data_dir)?;
+    let lock = DataDir::acquire(&data_dir)?;
     let storage = Storage::open(settings)?;
     let objects = format!("{OBJECTS}/measurements/");
     for file in &contents.files {
@@ -122,7 +145,35 @@ pub async fn restore(settings: &Settings, folder: &Path) -> Result<BackupContent
             None => write(&data_dir, &file.path, &bytes, 0o600).map(drop)?,
         }
     }
+    let key = lock.path().join(SECRETS);
+    let catalog = Arc::new(Catalog::open(&settings.catalog_url(), &key, storage.data_path()).await?);
+    let done = match std::fs::read(lock.path().join(CATALOG_DOCUMENT)) {
+        Ok(text) => fill_catalog(&catalog, &storage, &text).await,
+        // A journal that is there already is of another history.
+        Err(_) => Journal::new(storage, Arc::clone(&catalog)).begin_anew().await,
+    };
+    catalog.close().await;
+    done?;
+    let _ = std::fs::remove_file(lock.path().join(CATALOG_DOCUMENT));
     Ok(contents)
+}
+
+/// A catalog as a document.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CatalogDocument {
+    fleet: FleetCopy,
+    state: Replayed,
+}
+
+async fn fill_catalog(catalog: &Arc<Catalog>, storage: &Storage, text: &[u8]) -> Result<()> {
+    let CatalogDocument { fleet, state } = serde_json::from_slice(text)
+        .map_err(|error| Error::corrupt(format!("backup file {CATALOG_DOCUMENT}: {error}")))?;
+    rebuild::fill(catalog, storage, Some(fleet), state).await.map(drop)
+}
+
+fn is_postgres(settings: &Settings) -> bool {
+    settings.catalog_url().starts_with("postgres")
 }
 
 fn refuse_contents(folder: &Path) -> Result<()> {

@@ -20,7 +20,7 @@ use crate::{
     batch::Readings,
     changes::Changes,
     compaction::Input,
-    flush::{by_month, month_of, publish, supersede},
+    flush::{by_month, month_of, supersede},
     memtable::{Block, sort_blocks},
     merge::{FileSink, Source, Winner, merge, never_equal},
     rows::{Rows, SeriesRows},
@@ -227,7 +227,7 @@ impl Run {
             let encoded = encoder.finish(month)?;
             spill.storage.put_unsynced(&encoded.file.stored.path, &encoded.bytes)?;
             self.spilled_bytes += encoded.bytes.len() as u64;
-            let NewDataFile { stored, rows, row_group_rows, level, bounds } = encoded.file;
+            let NewDataFile { stored, rows, row_group_rows, level, bounds, .. } = encoded.file;
             let file = DataFile { id: 0, stored, rows, row_group_rows, level, bounds, delete: None };
             run.data = RunData::Spilled { spill: Arc::clone(spill), file: Arc::new(file) };
         }
@@ -347,7 +347,7 @@ async fn commit(
             removed: changes.removed,
             ..CommitRequest::default()
         };
-        let manifest = publish(engine.catalog(), &current, &request).await?;
+        let manifest = engine.journal().publish(&current, &request).await?;
         versions.publish(manifest, marks, false);
         drop(guard);
         return Ok(report);

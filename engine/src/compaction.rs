@@ -9,7 +9,7 @@ mod policy;
 use std::sync::Arc;
 
 use tokio::{runtime::Handle, sync::Mutex};
-use wattlake_catalog::{Catalog, CommitRequest, DataFile, NewDataFile};
+use wattlake_catalog::{CommitRequest, DataFile, NewDataFile};
 
 pub(crate) use policy::{Job, plan};
 
@@ -17,7 +17,8 @@ use crate::{
     Error, Result, Storage,
     archive::{FileScan, Level, deleted_rows},
     background,
-    flush::{month_of, publish},
+    flush::month_of,
+    journal::Journal,
     merge::{FileSink, Source, merge, never_equal},
     series::SeriesTable,
     version::Versions,
@@ -29,7 +30,7 @@ const ATTEMPTS_UNLOCKED: usize = 3;
 /// What compaction works with.
 pub(crate) struct Compactor<'a> {
     pub storage: &'a Storage,
-    pub catalog: &'a Arc<Catalog>,
+    pub journal: &'a Arc<Journal>,
     pub versions: &'a Versions,
     /// Held while the manifest changes.
     pub flush_lock: &'a Mutex<()>,
@@ -79,7 +80,7 @@ impl Compactor<'_> {
                 is_rewrite: true,
                 ..CommitRequest::default()
             };
-            let manifest = publish(self.catalog, &base, &request).await?;
+            let manifest = self.journal.publish(&base, &request).await?;
             self.versions.publish(manifest, &[], false);
             drop(guard);
             return Ok(true);

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex as SyncMutex;
@@ -21,6 +21,7 @@ use crate::{
     batch::Readings,
     flush::{Flusher, wanted_series},
     ingest::LineCache,
+    journal::Journal,
     maintenance::{MaintenanceOptions, MaintenanceState},
     series::SeriesTable,
     version::{HotView, Versions},
@@ -37,6 +38,7 @@ pub struct Engine {
     clock: Clock,
     metrics: MetricRegistry,
     catalog: Arc<Catalog>,
+    journal: Arc<Journal>,
     storage: Storage,
     versions: Arc<Versions>,
     line_cache: LineCache,
@@ -51,6 +53,8 @@ pub struct Engine {
     failed: watch::Receiver<Option<Error>>,
     last_flush_error: SyncMutex<Option<String>>,
     maintenance: MaintenanceState,
+    /// When the Delta table was last written; held while it is.
+    delta: Mutex<Option<Instant>>,
     background: SyncMutex<Vec<tokio::task::JoinHandle<()>>>,
     _data_dir: DataDir,
 }
@@ -132,6 +136,8 @@ impl Engine {
         let unfinished = storage.remove_unfinished()?;
         let watermark = catalog.wal_checkpoint().await?;
         let manifest = catalog.manifest(SnapshotAt::Latest).await?;
+        let journal = Arc::new(Journal::new(storage.clone(), Arc::clone(&catalog)));
+        journal.check(&manifest).await?;
         let series = Arc::new(SeriesTable::default());
         let versions = Arc::new(Versions::new(manifest, Arc::clone(&series)));
         let wal_dir = data_dir.wal()?;
@@ -182,7 +188,7 @@ impl Engine {
         )?;
         let flusher = Flusher {
             storage: storage.clone(),
-            catalog: Arc::clone(&catalog),
+            journal: Arc::clone(&journal),
             versions: Arc::clone(&versions),
         };
         let maintenance = MaintenanceState::new(catalog.clock_seen().await?, clock.now_micros());
@@ -191,6 +197,7 @@ impl Engine {
             clock,
             metrics: MetricRegistry::new(&settings.metrics),
             catalog,
+            journal,
             storage,
             versions,
             line_cache: LineCache::default(),
@@ -204,6 +211,7 @@ impl Engine {
             failed,
             last_flush_error: SyncMutex::new(None),
             maintenance,
+            delta: Mutex::new(None),
             background: SyncMutex::default(),
             _data_dir: data_dir,
         });
@@ -234,6 +242,10 @@ impl Engine {
         &self.storage
     }
 
+    pub(crate) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
     pub(crate) fn series(&self) -> &SeriesTable {
         &self.versions.series
     }
@@ -245,6 +257,10 @@ impl Engine {
     /// Held while the manifest changes.
     pub(crate) fn flush_lock(&self) -> &Mutex<()> {
         &self.flush_lock
+    }
+
+    pub(crate) fn delta_turn(&self) -> &Mutex<Option<Instant>> {
+        &self.delta
     }
 
     pub(crate) fn maintenance(&self) -> &MaintenanceState {
@@ -344,7 +360,7 @@ impl Engine {
 
     async fn flush_frozen(&self) -> Result<()> {
         let _guard = self.flush_lock.lock().await;
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         loop {
             let outcome = self.flusher.flush_oldest().await;
             *self.last_flush_error.lock() = outcome.as_ref().err().map(ToString::to_string);
@@ -417,6 +433,9 @@ impl Engine {
         self.is_stopping.store(true, Ordering::Release);
         self.stop_background().await;
         let last = self.flush().await;
+        if let Err(error) = self.journal.save_fleet().await {
+            tracing::warn!(%error, "the fleet was not written to the journal");
+        }
         let writer = self.writer.lock().take();
         if let Some(Writer { sender, thread, .. }) = writer {
             drop(sender);

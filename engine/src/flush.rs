@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use wattlake_catalog::{Catalog, CommitRequest, DataFile, Manifest, NewDataFile, SnapshotId};
+use wattlake_catalog::{CommitRequest, DataFile, NewDataFile, SnapshotId};
 
 use crate::{
     Error, Result,
@@ -17,6 +17,7 @@ use crate::{
     },
     background,
     changes::Changes,
+    journal::Journal,
     rows::{Rows, SeriesRows},
     series::SeriesTable,
     version::{HotView, Versions},
@@ -25,7 +26,7 @@ use crate::{
 /// What a flush works with.
 pub(crate) struct Flusher {
     pub storage: Storage,
-    pub catalog: Arc<Catalog>,
+    pub journal: Arc<Journal>,
     pub versions: Arc<Versions>,
 }
 
@@ -56,7 +57,7 @@ impl Flusher {
             message: format!("flush through log sequence {}", frozen.last_sequence),
             ..CommitRequest::default()
         };
-        let manifest = publish(&self.catalog, &version.manifest, &request).await?;
+        let manifest = self.journal.publish(&version.manifest, &request).await?;
         let snapshot = manifest.snapshot;
         self.versions.publish(manifest, &marks, true);
         Ok(Some((snapshot, frozen.last_sequence)))
@@ -121,20 +122,6 @@ pub(crate) async fn supersede(
         }
     }
     Ok(changes)
-}
-
-/// Commits a change and answers the manifest after it. The commit runs in an owned task: a database transaction is never
-/// torn by whoever stops waiting.
-pub(crate) async fn publish(
-    catalog: &Arc<Catalog>,
-    base: &Manifest,
-    request: &CommitRequest,
-) -> Result<Manifest> {
-    let (catalog, owned) = (Arc::clone(catalog), request.clone());
-    let result = tokio::spawn(async move { catalog.commit(&owned).await })
-        .await
-        .map_err(|error| Error::internal(format!("the commit panicked: {error}")))??;
-    Ok(base.after(request, &result))
 }
 
 /// The late series with times in a file's range, with their indexes in `rows`.

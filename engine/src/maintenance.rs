@@ -25,7 +25,6 @@ use crate::{
     Engine, Result, RowFilter,
     changes::Changes,
     compaction::{Compactor, plan},
-    flush::publish,
 };
 
 /// How often deletions by time are looked for.
@@ -108,6 +107,9 @@ impl Engine {
         let _turn = state.turn.lock().await;
         let mut report = MaintenanceReport::default();
         let now = self.clock().now_micros();
+        if !options.is_dry_run {
+            self.journal().save_fleet().await?;
+        }
         self.compact(now, options, &mut report).await?;
         if options.everything || options.is_dry_run || options.is_forced || state.deletions_are_due() {
             let paused = {
@@ -136,6 +138,9 @@ impl Engine {
                 *state.deletions_at.lock() = Some(Instant::now());
             }
         }
+        if !options.is_dry_run {
+            self.export_delta_if_due().await?;
+        }
         Ok(report)
     }
 
@@ -148,7 +153,7 @@ impl Engine {
     ) -> Result<()> {
         let compactor = Compactor {
             storage: self.storage(),
-            catalog: self.catalog(),
+            journal: self.journal(),
             versions: self.versions(),
             flush_lock: self.flush_lock(),
         };
@@ -306,7 +311,7 @@ impl Engine {
             message: message.to_owned(),
             ..CommitRequest::default()
         };
-        let manifest = publish(self.catalog(), &base, &request).await?;
+        let manifest = self.journal().publish(&base, &request).await?;
         self.versions().publish(manifest, &[], false);
         Ok(deleted)
     }

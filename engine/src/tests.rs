@@ -44,7 +44,7 @@ async fn start_in(settings: &Settings, fault: Option<archive::Fault>) -> Arc<Eng
 }
 
 /// Ends without a flush, as a kill does.
-async fn crash(engine: Arc<Engine>) {
+pub(crate) async fn crash(engine: Arc<Engine>) {
     engine.abandon().await;
 }
 

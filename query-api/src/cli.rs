@@ -5,6 +5,7 @@ mod backup;
 mod compact;
 mod config;
 mod demo;
+mod export;
 mod import;
 mod logging;
 mod remote;
@@ -68,6 +69,18 @@ enum Command {
     Repair,
     /// Copies the archive to a folder, while a server writes
     Backup(backup::BackupArgs),
+    /// Writes the archive's log as another table format, for readers that know it
+    Export(export::ExportArgs),
+    /// Makes a lost catalog anew from the storage
+    #[command(
+        after_help = "Needs the storage and its journal, which a server keeps beside the files, and the data directory's log and
+secrets.key if they are left. A catalog that is damaged is moved away first.
+
+Example:
+  mv data/catalog.db data/catalog.broken
+  wattlake rebuild-catalog --data-dir data"
+    )]
+    RebuildCatalog,
     /// Puts a backup in place of an empty data directory
     Restore(backup::RestoreArgs),
     /// Keeps states of the archive under a name
@@ -176,6 +189,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Verify(args) => Box::pin(verify::run(&common, args)).await,
         Command::Repair => Box::pin(backup::repair(&common)).await,
         Command::Backup(args) => Box::pin(backup::backup(&common, args)).await,
+        Command::Export(args) => Box::pin(export::run(&common, args)).await,
+        Command::RebuildCatalog => Box::pin(backup::rebuild_catalog(&common)).await,
         Command::Restore(args) => Box::pin(backup::restore(&common, args)).await,
         Command::Snapshot(command) => Box::pin(snapshot::run(&common, command)).await,
         Command::Status(args) => Box::pin(status::run(&common, args)).await,

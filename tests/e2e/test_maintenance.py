@@ -225,3 +225,148 @@ def test_a_bulk_import_in_random_order_ends_in_few_files(start, tmp_path, duck, 
     for a, b, c in zip(ours, theirs, lake, strict=True):
         assert (a["entity_id"], a["n"]) == (str(b[0]), b[1]) == (c[0], c[1])
         assert abs(a["s"] - b[2]) < 1e-6 and abs(c[2] - b[2]) < 1e-6
+
+
+def test_a_postgres_archive_is_backed_up_and_restored(start, postgres, tmp_path):
+    server = start(settings={"catalog.url": postgres()})
+    fleet = Fleet(server)
+    fill(server, fleet, flushes=4)
+    server.write(f"power,entity_id={fleet.main} value=77 {T0 + 3}")
+    server.cli("backup", str(tmp_path / "backup"))
+    digest, sites = server.sql(DIGEST), server.get("/api/sites").json()
+    server.write(f"power,entity_id={fleet.main} value=78 {T0 + 4}")
+    server.stop()
+    other = start("restored")
+    other.stop()
+    shutil.rmtree(other.dir)
+    other.settings["catalog.url"] = postgres()
+    other.cli("restore", str(tmp_path / "backup"))
+    other.start()
+    assert other.sql(DIGEST) == digest and other.get("/api/sites").json() == sites
+    assert other.post("/api/verify").json()["problems"] == []
+    # Into a database that has an archive already, nothing is restored.
+    other.stop()
+    shutil.rmtree(other.dir)
+    assert "not empty" in other.cli("restore", str(tmp_path / "backup"), check=False).stderr
+
+
+@pytest.mark.parametrize("where", ["local", "s3", "postgres"])
+def test_a_lost_catalog_is_rebuilt_from_the_storage(start, duck, s3, postgres, where):
+    settings = {"local": {}, "s3": s3 | {"storage.url": "s3://lake/lost"}}.get(where) or ({"catalog.url": postgres()} if where == "postgres" else {})
+    server = start(settings=settings)
+    fleet = Fleet(server)
+    fill(server, fleet, flushes=5)
+    server.post("/api/compact", params={"all": "true"})
+    fill(server, fleet, flushes=1)
+    server.request("DELETE", "/api/measurements", params={"entityId": str(fleet.inv1), "from": "2026-01-01T00:00:00Z", "to": "2026-01-09T00:00:00Z"})
+    server.stop()
+    server.start()
+    server.write(f"power,entity_id={fleet.main} value=77 {T0 + 3}")
+    digest, sites, meters = server.sql(DIGEST), server.get("/api/sites").json(), server.get("/api/meters").json()
+    server.kill()
+    if where == "postgres":
+        server.settings["catalog.url"] = postgres()
+    else:
+        for file in server.dir.glob("catalog.db*"):
+            file.unlink()
+    # A server on a new catalog would hide the archive: it does not start.
+    refused = server.cli("serve", check=False)
+    assert refused.returncode == 1 and "rebuild-catalog" in refused.stderr
+    if where != "postgres":
+        assert "move it away" in server.cli("rebuild-catalog", check=False).stderr
+        (server.dir / "catalog.db").rename(server.dir / "catalog.broken")
+    out = server.cli("rebuild-catalog").stdout
+    assert "2 sites" in out and "missing" not in out
+    server.start()
+    assert server.sql(DIGEST) == digest
+    assert (server.get("/api/sites").json(), server.get("/api/meters").json()) == (sites, meters)
+    # Files of earlier snapshots belong to nobody now; they are collected like any orphan.
+    assert {p["kind"] for p in server.post("/api/verify").json()["problems"]} <= {"orphan"}
+    if where == "local":
+        server.flush()
+        db = duck(f"sqlite:{server.dir}/catalog.db")
+        assert db.sql("SELECT count(*) FROM lake.measurements").fetchone()[0] == sum(row["n"] for row in digest)
+
+
+def test_the_delta_table_shows_the_same_rows(server, fleet):
+    import duckdb
+    from deltalake import DeltaTable
+
+    from conftest import extension
+
+    table = server.dir / "lake" / "measurements"
+
+    def theirs():
+        db = duckdb.connect(config={"allow_unsigned_extensions": "true", "autoinstall_known_extensions": "false"})
+        db.sql("SET TimeZone = 'UTC'")
+        db.sql(f"LOAD '{extension('duckdb_extension_delta', 'delta')}'")
+        rows = DeltaTable(str(table)).to_pyarrow_table()
+        ask = "SELECT entity_id, metric, timestamp, value, unit, quality, entity_type FROM {} ORDER BY 1, 2, 3"
+        by_duckdb = db.sql(ask.format(f"delta_scan('{table}')")).fetchall()
+        by_deltalake = db.sql(ask.format("rows")).fetchall()
+        assert by_duckdb == by_deltalake
+        assert db.sql(f"SELECT count(*) FROM delta_scan('{table}') WHERE month = '2026-02'").fetchone()[0] == sum(
+            1 for row in by_duckdb if row[2].month == 2
+        )
+        return by_duckdb
+
+    def ours():
+        rows = server.sql("SELECT entity_id, metric, timestamp, value, unit, quality, entity_type FROM measurements ORDER BY 1, 2, 3")
+        return [(r["entity_id"], r["metric"], datetime.fromisoformat(r["timestamp"]), *list(r.values())[3:]) for r in rows]
+
+    def same():
+        found = [(a, b, t.astimezone(timezone.utc), *rest) for a, b, t, *rest in theirs()]
+        assert found == ours()
+
+    fill(server, fleet, flushes=3)
+    out = server.cli("export", "--format", "delta").stdout
+    assert "Delta version 0" in out
+    same()
+    # Corrections and deletions: Delta readers of version 1 know no deleted rows.
+    server.write("\n".join(f"power,entity_id={fleet.main} value=-1 {T0 + 900 * i}" for i in range(0, 6000, 97)))
+    server.request("DELETE", "/api/measurements", params={"entityId": str(fleet.inv1), "from": "2026-01-02T00:00:00Z", "to": "2026-01-05T00:00:00Z"})
+    assert server.post("/api/export", json={"format": "delta"}).json()["version"] == 1
+    same()
+    assert server.post("/api/export", json={"format": "delta"}).json() | {"rows": 0, "files": 0} == {"version": 1, "files": 0, "rows": 0, "added": 0, "removed": 0}
+    assert server.post("/api/export", json={"format": "iceberg"}).status_code == 400
+    server.post("/api/compact", params={"all": "true"})
+    # Past two checkpoints; the log does not grow for ever.
+    for i in range(140):
+        server.write(f"power,entity_id={fleet.main} value={i} {T0 + i}")
+        server.post("/api/export", json={"format": "delta"})
+    same()
+    log = sorted(p.name for p in (table / "_delta_log").iterdir())
+    assert DeltaTable(str(table)).version() == 141 and f"{128:020}.checkpoint.parquet" in log
+    for i in range(60):
+        server.write(f"power,entity_id={fleet.main} value={i} {T0 + 1000 + i}")
+        server.post("/api/export", json={"format": "delta"})
+    log = sorted(p.name for p in (table / "_delta_log").iterdir())
+    assert f"{127:020}.json" not in log and f"{129:020}.json" in log and f"{64:020}.checkpoint.parquet" not in log
+    same()
+    # Nothing of it is taken for an orphan.
+    assert server.post("/api/verify").json()["problems"] == []
+    server.stop()
+    assert "Delta version 201" in server.cli("export", "--format", "delta").stdout
+    # A log that somebody else wrote to is left alone.
+    (table / "_delta_log" / f"{202:020}.json").write_text('{"commitInfo":{"engineInfo":"other"}}\n')
+    server.start()
+    server.write(f"power,entity_id={fleet.main} value=5 {T0 + 5000}")
+    refused = server.post("/api/export", json={"format": "delta"})
+    assert refused.status_code == 409 and "another writer" in refused.json()["error"]["message"]
+
+
+def test_a_server_keeps_the_delta_table_up_to_date(start):
+    from deltalake import DeltaTable
+
+    server = start(settings={"delta.interval": "100ms", "compaction.interval": "100ms", "flush.interval": "100ms"})
+    fleet = Fleet(server)
+    server.write("\n".join(f"power,entity_id={fleet.main} value={i} {T0 + 900 * i}" for i in range(50)))
+    table = server.dir / "lake" / "measurements"
+
+    def shown():
+        try:
+            return DeltaTable(str(table)).to_pyarrow_table().num_rows == 50
+        except Exception:
+            return False
+
+    wait_until(shown, "a Delta version with all rows")

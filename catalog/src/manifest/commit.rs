@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    CommitRequest, CommitResult, FileBounds, NewDataFile, NewDeleteFile, SnapshotId, TABLE_ID, columns,
+    CommitRequest, CommitResult, FileBounds, NewDataFile, NewDeleteFile, SnapshotId, StoredDelete, TABLE_ID,
+    columns,
 };
 use crate::{
     Error, ErrorKind, Result,
@@ -92,7 +93,12 @@ async fn write(tx: &mut Tx, request: &CommitRequest, token: &str, now: Timestamp
         remove_data_file(tx, removed.data_file_id, &counters).await?;
     }
     for file in &request.new_files {
-        result.data_file_ids.push(insert_data_file(tx, file, &mut counters).await?);
+        let id = insert_data_file(tx, file, &mut counters).await?;
+        result.data_file_ids.push(id);
+        if let Some(StoredDelete { stored, count }) = file.delete.clone() {
+            let delete = NewDeleteFile { data_file_id: id, replaces: None, stored, count };
+            insert_delete_file(tx, &delete, &mut counters).await?;
+        }
     }
     for delete in &request.new_deletes {
         result.delete_file_ids.push(insert_delete_file(tx, delete, &mut counters).await?);

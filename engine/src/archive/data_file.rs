@@ -182,6 +182,7 @@ impl DataFileEncoder {
                 min_metric: metric.0.to_string(),
                 max_metric: metric.1.to_string(),
             },
+            delete: None,
         };
         Ok(EncodedFile { file, bytes })
     }

@@ -112,7 +112,7 @@ impl Storage {
 
     /// The object of a file whose path is relative to the table.
     pub fn object_path(stored: &StoredFile) -> ObjectPath {
-        ObjectPath::from(format!("{TABLE_DIR}/{}", stored.path))
+        ObjectPath::from(Self::root_path(&stored.path))
     }
 
     /// A new, never used path of a data file of a UTC month, relative to the table.
@@ -125,11 +125,26 @@ impl Storage {
         format!("_deletes/{}.parquet", uuid::Uuid::now_v7().simple())
     }
 
-    /// Writes an object so that it survives a power cut before this returns (MAN-1).
+    /// The path of an object of the table, relative to the table.
+    pub(crate) fn table_path(object: &ObjectPath) -> Option<&str> {
+        object.as_ref().strip_prefix(TABLE_DIR)?.strip_prefix('/')
+    }
+
+    /// The path relative to the root of an object whose path is relative to the table.
+    pub(crate) fn root_path(path: &str) -> String {
+        format!("{TABLE_DIR}/{path}")
+    }
+
+    /// Writes an object of the table so that it survives a power cut before this returns (MAN-1).
     pub(crate) async fn put(&self, path: &str, bytes: Bytes) -> Result<()> {
+        self.put_at(&Self::root_path(path), bytes).await
+    }
+
+    /// As [`Storage::put`], with a path relative to the root.
+    pub(crate) async fn put_at(&self, path: &str, bytes: Bytes) -> Result<()> {
         match &self.kind {
             StorageKind::Local { root } => {
-                let path = root.join(TABLE_DIR).join(path);
+                let path = root.join(path);
                 let root = root.clone();
                 tokio::task::spawn_blocking(move || put_durably(&root, &path, &bytes))
                     .await
@@ -137,7 +152,7 @@ impl Storage {
             }
             StorageKind::S3 => {
                 // Unique names and overwrite: retried puts cannot meet another object (idempotent).
-                let path = ObjectPath::from(format!("{TABLE_DIR}/{path}"));
+                let path = ObjectPath::from(path);
                 let put = self.store.put(&path, PutPayload::from_bytes(bytes)).await;
                 // Whatever it is, a missing bucket included: the readings stay in the log and it is tried again.
                 put.map(drop).map_err(|error| {
@@ -173,9 +188,18 @@ impl Storage {
         }
     }
 
-    /// All objects of the table with their sizes and times of writing.
+    /// The data and delete files of the table with their sizes and times of writing; a Delta log beside them is left out.
     pub(crate) async fn list(&self) -> Result<Vec<ObjectMeta>> {
-        let prefix = ObjectPath::from(TABLE_DIR);
+        let mut objects = self.list_in(TABLE_DIR).await?;
+        objects.retain(|object| {
+            Self::table_path(&object.location).is_some_and(|path| !path.starts_with("_delta_log/"))
+        });
+        Ok(objects)
+    }
+
+    /// All objects below a folder of the root.
+    pub(crate) async fn list_in(&self, folder: &str) -> Result<Vec<ObjectMeta>> {
+        let prefix = ObjectPath::from(folder);
         let listed: Result<Vec<_>, _> = self.store.list(Some(&prefix)).try_collect().await;
         listed.map_err(|error| {
             Error::new(ErrorKind::Unavailable, format!("object storage: cannot list: {error}"))

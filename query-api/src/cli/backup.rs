@@ -1,13 +1,13 @@
-//! `wattlake backup`, `wattlake restore` and `wattlake repair`.
+//! `wattlake backup`, `wattlake restore`, `wattlake repair` and `wattlake rebuild-catalog`.
 
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     Common, Failure, logging,
-    remote::{Remote, RemoteArgs},
+    remote::{RemoteArgs, here_or_there},
 };
 use crate::server;
 
@@ -30,22 +30,16 @@ pub(super) async fn backup(common: &Common, args: BackupArgs) -> Result<(), Fail
     logging::init(&settings.log, true)?;
     let directory = std::path::absolute(&args.directory)
         .map_err(|error| Failure::usage(format!("{}: {error}", args.directory.display())))?;
-    let report = if args.remote.url.is_some() {
-        ask(&Remote::new(&args.remote, &settings)?, &directory).await?
-    } else {
-        match server::open(&settings).await {
-            Ok(open) => {
-                let contents = open.engine.backup(&directory).await;
-                open.close().await?;
-                let contents = contents?;
-                json!({ "files": contents.files.len(), "bytes": contents.bytes(), "snapshotId": contents.snapshot_id })
-            }
-            Err(failure) if failure.is_in_use() => {
-                ask(&Remote::new(&args.remote, &settings)?, &directory).await?
-            }
-            Err(failure) => return Err(failure),
-        }
-    };
+    let report = here_or_there(
+        &args.remote,
+        &settings,
+        async |open| {
+            let made = open.engine.backup(&directory).await?;
+            Ok(json!({ "files": made.files.len(), "bytes": made.bytes(), "snapshotId": made.snapshot_id }))
+        },
+        async |remote| remote.ask(remote.post("/api/backup").json(&json!({ "directory": directory }))).await,
+    )
+    .await?;
     println!(
         "{} files, {} bytes, snapshot {}, in {}",
         report["files"],
@@ -54,14 +48,6 @@ pub(super) async fn backup(common: &Common, args: BackupArgs) -> Result<(), Fail
         directory.display()
     );
     Ok(())
-}
-
-async fn ask(remote: &Remote, directory: &std::path::Path) -> Result<Value, Failure> {
-    let response = remote.send(remote.post("/api/backup").json(&json!({ "directory": directory }))).await?;
-    response
-        .json()
-        .await
-        .map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +75,23 @@ pub(super) async fn restore(common: &Common, args: RestoreArgs) -> Result<(), Fa
         settings.data_dir.0.display()
     );
     Ok(())
+}
+
+/// Makes a lost catalog anew.
+pub(super) async fn rebuild_catalog(common: &Common) -> Result<(), Failure> {
+    let settings = common.settings()?;
+    logging::init(&settings.log, true)?;
+    let report = wattlake_engine::rebuild_catalog(&settings).await?;
+    println!("{} files with {} rows", report.files, report.rows);
+    println!("{} sites, {} meters, {} energy sources", report.sites, report.meters, report.energy_sources);
+    println!("tokens and earlier snapshots are gone; the next start makes a new admin token");
+    for path in &report.missing_objects {
+        println!("missing in the storage: {path}");
+    }
+    match report.missing_objects.len() {
+        0 => Ok(()),
+        n => Err(Failure::failed(format!("{n} objects are missing: questions about them fail by name"))),
+    }
 }
 
 /// Opens a data directory whose log is damaged, keeping what is whole.

@@ -1,14 +1,13 @@
 //! `wattlake compact`.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 use wattlake_engine::MaintenanceOptions;
 
 use super::{
     Common, Failure, logging,
-    remote::{Remote, RemoteArgs},
+    remote::{RemoteArgs, here_or_there},
 };
-use crate::server;
 
 #[derive(Debug, Args)]
 #[command(after_help = "A server does this by itself, every compaction.interval.
@@ -39,21 +38,14 @@ pub(super) async fn run(common: &Common, args: CompactArgs) -> Result<(), Failur
     logging::init(&settings.log, true)?;
     let options =
         MaintenanceOptions { everything: args.all, is_dry_run: args.dry_run, is_forced: args.force };
-    let report = if args.remote.url.is_some() {
-        ask(&Remote::new(&args.remote, &settings)?, options).await?
-    } else {
-        match server::open(&settings).await {
-            Ok(open) => {
-                let done = open.engine.maintain(options).await;
-                open.close().await?;
-                json!(done?)
-            }
-            Err(failure) if failure.is_in_use() => {
-                ask(&Remote::new(&args.remote, &settings)?, options).await?
-            }
-            Err(failure) => return Err(failure),
-        }
-    };
+    let flags = [("all", options.everything), ("dryRun", options.is_dry_run), ("force", options.is_forced)];
+    let report = here_or_there(
+        &args.remote,
+        &settings,
+        async |open| Ok(json!(open.engine.maintain(options).await?)),
+        async |remote| remote.ask(remote.post("/api/compact").query(&flags)).await,
+    )
+    .await?;
     if args.json {
         println!("{report:#}");
         return Ok(());
@@ -71,13 +63,4 @@ pub(super) async fn run(common: &Common, args: CompactArgs) -> Result<(), Failur
         println!("deletions by time are paused: {reason}");
     }
     Ok(())
-}
-
-async fn ask(remote: &Remote, options: MaintenanceOptions) -> Result<Value, Failure> {
-    let flags = [("all", options.everything), ("dryRun", options.is_dry_run), ("force", options.is_forced)];
-    let response = remote.send(remote.post("/api/compact").query(&flags)).await?;
-    response
-        .json()
-        .await
-        .map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))
 }

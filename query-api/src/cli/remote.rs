@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use serde_json::Value;
 use wattlake_config::Settings;
 
 use super::Failure;
+use crate::server::{self, Open};
 
 /// Where a server is, and the token for it.
 #[derive(Clone, Debug, clap::Args)]
@@ -59,6 +61,15 @@ impl Remote {
         }
     }
 
+    /// Sends a request and reads the answer as JSON.
+    pub(super) async fn ask(&self, request: RequestBuilder) -> Result<Value, Failure> {
+        let response = self.send(request).await?;
+        response
+            .json()
+            .await
+            .map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))
+    }
+
     /// Sends a request; an error of the server becomes a failure in its own words.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
         let response = self.exchange(request).await?;
@@ -82,11 +93,33 @@ impl Remote {
     }
 }
 
+/// Does something with the data directory: `there` when a server is named or holds the directory, else `here`.
+pub(super) async fn here_or_there<T>(
+    args: &RemoteArgs,
+    settings: &Settings,
+    here: impl AsyncFnOnce(&Open) -> Result<T, Failure>,
+    there: impl AsyncFnOnce(&Remote) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    if args.url.is_some() {
+        return there(&Remote::new(args, settings)?).await;
+    }
+    match server::open(settings).await {
+        Ok(open) => {
+            let done = here(&open).await;
+            open.close().await?;
+            done
+        }
+        // A server of ours has it: ask that one.
+        Err(failure) if failure.is_in_use() => there(&Remote::new(args, settings)?).await,
+        Err(failure) => Err(failure),
+    }
+}
+
 /// The failure that an answer tells of.
 async fn explain(response: Response) -> Failure {
     let status = response.status();
     let text = response.text().await.unwrap_or_default();
-    let message = serde_json::from_str::<serde_json::Value>(&text)
+    let message = serde_json::from_str::<Value>(&text)
         .ok()
         .and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
     Failure::failed(format!("the server answered {status}: {}", message.unwrap_or(text)))

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::{
     Common, Failure, logging,
-    remote::{Remote, RemoteArgs},
+    remote::{Remote, RemoteArgs, here_or_there},
 };
-use crate::server::{self, Open};
+use crate::server::Open;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SnapshotCommand {
@@ -48,20 +48,13 @@ impl SnapshotCommand {
 pub(super) async fn run(common: &Common, command: SnapshotCommand) -> Result<(), Failure> {
     let settings = common.settings()?;
     logging::init(&settings.log, true)?;
-    let args = command.remote_args();
-    let names = if args.url.is_some() {
-        ask(&Remote::new(args, &settings)?, &command).await?
-    } else {
-        match server::open(&settings).await {
-            Ok(open) => {
-                let done = local(&open, &command).await;
-                open.close().await?;
-                done?
-            }
-            Err(failure) if failure.is_in_use() => ask(&Remote::new(args, &settings)?, &command).await?,
-            Err(failure) => return Err(failure),
-        }
-    };
+    let names = here_or_there(
+        command.remote_args(),
+        &settings,
+        async |open| local(open, &command).await,
+        async |remote| ask(remote, &command).await,
+    )
+    .await?;
     for named in names.as_array().into_iter().flatten() {
         let text = |key: &str| named[key].as_str().unwrap_or_default();
         println!("{:<30} {:>10}  {}", text("name"), named["snapshotId"], text("committedAt"));
@@ -97,9 +90,5 @@ async fn ask(remote: &Remote, command: &SnapshotCommand) -> Result<Value, Failur
         }
         SnapshotCommand::List(_) => {}
     }
-    let response = remote.send(remote.get("/api/snapshots")).await?;
-    response
-        .json()
-        .await
-        .map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))
+    remote.ask(remote.get("/api/snapshots")).await
 }

@@ -11,12 +11,12 @@ use wattlake_catalog::Access;
 
 use super::{
     Common, Failure, logging,
-    remote::{Remote, RemoteArgs},
+    remote::{Remote, RemoteArgs, here_or_there},
 };
 use crate::{
     http::{Encoder, OutputFormat},
     query::SqlRequest,
-    server,
+    server::Open,
     time::parse_as_of,
 };
 
@@ -53,32 +53,24 @@ pub(super) async fn run(common: &Common, args: SqlArgs) -> Result<(), Failure> {
     {
         return Err(Failure::usage("this format is binary; send it into a file with > FILE"));
     }
-    let mut out = Output { is_table, arrow: Vec::new() };
-    if args.remote.url.is_some() {
-        remote(&Remote::new(&args.remote, &settings)?, &args, format, &mut out).await?;
-        return out.finish();
-    }
-    match server::open(&settings).await {
-        Ok(open) => {
-            let answered = local(&open, &args, format, &mut out).await;
-            open.close().await?;
-            answered?;
-        }
-        // A server of ours has it: ask that one.
-        Err(failure) if failure.is_in_use() => {
-            remote(&Remote::new(&args.remote, &settings)?, &args, format, &mut out).await?;
-        }
-        Err(failure) => return Err(failure),
-    }
+    let out = Output { is_table, arrow: Vec::new() };
+    let (here, there) = (out.clone(), out);
+    let out = here_or_there(
+        &args.remote,
+        &settings,
+        async |open| local(open, &args, format, here).await,
+        async |server| remote(server, &args, format, there).await,
+    )
+    .await?;
     out.finish()
 }
 
 async fn local(
-    open: &server::Open,
+    open: &Open,
     args: &SqlArgs,
     format: OutputFormat,
-    out: &mut Output,
-) -> Result<(), Failure> {
+    mut out: Output,
+) -> Result<Output, Failure> {
     let mut request = SqlRequest::new(args.query.clone(), &Access::unrestricted());
     request.as_of = args
         .as_of
@@ -92,15 +84,16 @@ async fn local(
         out.write(&encoder.take())?;
     }
     encoder.finish()?;
-    out.write(&encoder.take())
+    out.write(&encoder.take())?;
+    Ok(out)
 }
 
 async fn remote(
     remote: &Remote,
     args: &SqlArgs,
     format: OutputFormat,
-    out: &mut Output,
-) -> Result<(), Failure> {
+    mut out: Output,
+) -> Result<Output, Failure> {
     let name = match format {
         OutputFormat::Json => "json",
         OutputFormat::NdJson => "ndjson",
@@ -116,10 +109,11 @@ async fn remote(
             .map_err(|error| Failure::failed(format!("the answer broke off: {}", error.without_url())))?;
         out.write(&chunk)?;
     }
-    Ok(())
+    Ok(out)
 }
 
 /// Standard output, or the rows of a table until all are known.
+#[derive(Clone)]
 struct Output {
     is_table: bool,
     arrow: Vec<u8>,

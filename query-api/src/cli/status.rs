@@ -5,9 +5,8 @@ use serde_json::{Value, json};
 
 use super::{
     Common, Failure, logging,
-    remote::{Remote, RemoteArgs},
+    remote::{RemoteArgs, here_or_there},
 };
-use crate::server;
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -21,36 +20,23 @@ pub(super) struct StatusArgs {
 pub(super) async fn run(common: &Common, args: StatusArgs) -> Result<(), Failure> {
     let settings = common.settings()?;
     logging::init(&settings.log, true)?;
-    let status = if args.remote.url.is_some() {
-        ask(&Remote::new(&args.remote, &settings)?).await?
-    } else if !settings.data_dir.0.exists() {
+    if args.remote.url.is_none() && !settings.data_dir.0.exists() {
         let dir = settings.data_dir.0.display();
         return Err(Failure::failed(format!("there is no data directory {dir}; `wattlake serve` makes one")));
-    } else {
-        match server::open(&settings).await {
-            Ok(open) => {
-                let status = json!({ "server": "not running", "engine": open.engine.status() });
-                open.close().await?;
-                status
-            }
-            Err(failure) if failure.is_in_use() => ask(&Remote::new(&args.remote, &settings)?).await?,
-            Err(failure) => return Err(failure),
-        }
-    };
+    }
+    let status = here_or_there(
+        &args.remote,
+        &settings,
+        async |open| Ok(json!({ "server": "not running", "engine": open.engine.status() })),
+        async |remote| remote.ask(remote.get("/api/status")).await,
+    )
+    .await?;
     if args.json {
         println!("{status:#}");
     } else {
         print_lines("", &status);
     }
     Ok(())
-}
-
-async fn ask(remote: &Remote) -> Result<Value, Failure> {
-    let response = remote.send(remote.get("/api/status")).await?;
-    response
-        .json()
-        .await
-        .map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))
 }
 
 /// One `name  value` a line, nested names joined by dots.

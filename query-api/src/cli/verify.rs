@@ -1,13 +1,12 @@
 //! `wattlake verify`.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     Common, Failure, logging,
-    remote::{Remote, RemoteArgs},
+    remote::{RemoteArgs, here_or_there},
 };
-use crate::server;
 
 /// Problems printed in full.
 const PROBLEMS_SHOWN: usize = 50;
@@ -35,22 +34,14 @@ pub(super) struct VerifyArgs {
 pub(super) async fn run(common: &Common, args: VerifyArgs) -> Result<(), Failure> {
     let settings = common.settings()?;
     logging::init(&settings.log, true)?;
-    let (report, is_sound) = if args.remote.url.is_some() {
-        ask(&Remote::new(&args.remote, &settings)?, args.quick).await?
-    } else {
-        match server::open(&settings).await {
-            Ok(open) => {
-                let report = open.engine.verify(args.quick).await;
-                open.close().await?;
-                let report = report?;
-                (json!(report), report.is_sound())
-            }
-            Err(failure) if failure.is_in_use() => {
-                ask(&Remote::new(&args.remote, &settings)?, args.quick).await?
-            }
-            Err(failure) => return Err(failure),
-        }
-    };
+    let report = here_or_there(
+        &args.remote,
+        &settings,
+        async |open| Ok(json!(open.engine.verify(args.quick).await?)),
+        async |remote| remote.ask(remote.post("/api/verify").query(&[("quick", args.quick)])).await,
+    )
+    .await?;
+    let is_sound = report["problems"].as_array().is_some_and(|all| all.iter().all(|p| p["kind"] == "orphan"));
     if args.json {
         println!("{report:#}");
     } else {
@@ -71,14 +62,4 @@ pub(super) async fn run(common: &Common, args: VerifyArgs) -> Result<(), Failure
     } else {
         Err(Failure::failed("the archive is damaged; restore the files named above"))
     }
-}
-
-async fn ask(remote: &Remote, is_quick: bool) -> Result<(Value, bool), Failure> {
-    let response = remote.send(remote.post("/api/verify").query(&[("quick", is_quick)])).await?;
-    let report: Value = response
-        .json()
-        .await
-        .map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))?;
-    let is_sound = report["problems"].as_array().is_some_and(|all| all.iter().all(|p| p["kind"] == "orphan"));
-    Ok((report, is_sound))
 }

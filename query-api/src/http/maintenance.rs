@@ -1,4 +1,5 @@
-//! `POST /api/compact`, `/api/verify` and `/api/backup`: maintenance now, whether the archive is sound, and a copy of it.
+//! `POST /api/compact`, `/api/verify`, `/api/backup` and `/api/export`: maintenance now, whether the archive is sound, a copy of it,
+//! and its files as a table of another format.
 
 use axum::{
     body::Bytes,
@@ -46,6 +47,23 @@ pub(super) async fn verify(State(app): State<App>, RawQuery(query): RawQuery) ->
     let params: VerifyParams = read_query(query.as_deref(), &[])?;
     let is_quick = read_flag("quick", params.quick.as_deref())?;
     Ok(json_response(&app.engine.verify(is_quick).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExportDraft {
+    format: TableFormat,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum TableFormat {
+    Delta,
+}
+
+pub(super) async fn export(State(app): State<App>, body: Bytes) -> Result<Response> {
+    let ExportDraft { format: TableFormat::Delta } = read_json(&body)?;
+    Ok(json_response(&app.engine.export_delta().await?))
 }
 
 #[derive(Debug, Deserialize)]

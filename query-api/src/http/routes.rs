@@ -74,6 +74,7 @@ pub(super) fn routes() -> Vec<Route> {
         route("/api/flush", Needs(Admin), post(operations::flush)),
         route("/api/compact", Needs(Admin), post(maintenance::compact)),
         route("/api/backup", Needs(Admin), post(maintenance::backup)),
+        route("/api/export", Needs(Admin), post(maintenance::export)),
         route("/api/verify", Needs(Admin), post(maintenance::verify)),
         route("/api/snapshots", Needs(Admin), post(snapshots::create)),
         route("/api/snapshots", Needs(Read), get(snapshots::list)),
