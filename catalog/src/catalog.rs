@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 
 use crate::{
-    Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, Expired, Fleet,
-    Manifest, Meter, MeterDraft, NamedSnapshot, NewEntities, NewToken, OnboardingDraft, Result, Scheduled,
-    SecretKey, Site, SiteDraft, SiteId, SnapshotAt, Token,
+    Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, ErrorKind,
+    Expired, Fleet, Manifest, Meter, MeterDraft, NamedSnapshot, NewEntities, NewToken, OnboardingDraft,
+    Result, Scheduled, SecretKey, Site, SiteDraft, SiteId, SnapshotAt, Token,
     db::{Db, Tx},
     entities::{Writer, load_fleet},
     manifest, migrations, tokens,
@@ -35,6 +35,9 @@ pub struct Catalog {
     reload: Mutex<()>,
     tokens: Mutex<Option<KnownTokens>>,
 }
+
+/// Requests wait this long for tokens before those known are taken.
+const TOKENS_WAIT: Duration = Duration::from_secs(1);
 
 /// All tokens by id, and when they were read.
 type KnownTokens = (Instant, Arc<HashMap<String, Token>>);
@@ -57,6 +60,7 @@ impl Catalog {
         let key = SecretKey::load_or_create(key_file)?;
         let db = Db::open(url).await?;
         migrations::run(&db).await?;
+        failpoint!("migrate.after");
         manifest::create(&db, data_path, Timestamp::now()).await?;
         let fleet = ArcSwap::from_pointee(load_fleet(&db).await?);
         Ok(Self { db, key, fleet, reload: Mutex::new(()), tokens: Mutex::new(None) })
@@ -278,7 +282,20 @@ impl Catalog {
         {
             return Ok(Arc::clone(tokens));
         }
-        let list = tokens::list(&self.db).await?;
+        let read = tokio::time::timeout(TOKENS_WAIT, tokens::list(&self.db));
+        let read = read.await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Unavailable, "the catalog database does not answer"))
+        });
+        let list = match (read, &mut *cached) {
+            (Ok(list), _) => list,
+            // While the database is away, writing goes on with the tokens that were valid before.
+            (Err(error), Some((read_at, tokens))) if error.kind == ErrorKind::Unavailable => {
+                tracing::warn!(%error, "tokens could not be read again");
+                *read_at = Instant::now();
+                return Ok(Arc::clone(tokens));
+            }
+            (Err(error), _) => return Err(error),
+        };
         let tokens = Arc::new(list.into_iter().map(|token| (token.id.clone(), token)).collect());
         *cached = Some((Instant::now(), Arc::clone(&tokens)));
         Ok(tokens)

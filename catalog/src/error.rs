@@ -60,6 +60,16 @@ impl std::error::Error for Error {
     }
 }
 
+/// Whether a database's error code means that trying again later may help.
+fn passes_by_itself(code: &str) -> bool {
+    // Postgres: classes of connections, resources, operators and rollbacks; five characters.
+    if code.len() == 5 {
+        return ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class));
+    }
+    // SQLite: BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN, whatever their extended form says.
+    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14))
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         let (kind, message) = match &error {
@@ -69,19 +79,14 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Database(db) if db.is_foreign_key_violation() => {
                 (ErrorKind::Conflict, format!("still referenced, or refers to nothing: {}", db.message()))
             }
-            // SQLite: BUSY, LOCKED, IOERR, FULL, CANTOPEN; Postgres: connection and resource classes.
-            sqlx::Error::Database(db)
-                if db.code().is_some_and(|code| {
-                    matches!(code.as_ref(), "5" | "6" | "10" | "13" | "14" | "517" | "773")
-                        || (code.len() == 5
-                            && ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)))
-                }) =>
-            {
+            sqlx::Error::Database(db) if db.code().is_some_and(|code| passes_by_itself(&code)) => {
                 (ErrorKind::Unavailable, format!("catalog database is not available: {}", db.message()))
             }
             sqlx::Error::Database(db) => (ErrorKind::Internal, format!("catalog database: {}", db.message())),
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
+            // A connection that broke off in the middle of a message.
+            | sqlx::Error::Protocol(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => {

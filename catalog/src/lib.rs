@@ -4,6 +4,9 @@
 //! `sqlx` lives only in this crate. It knows tables and transactions, not Parquet or HTTP. Lock order: the database
 //! transaction first, then the in-memory [`Fleet`] is swapped; readers of the fleet take no lock.
 
+#[macro_use]
+pub mod failpoint;
+
 mod catalog;
 mod db;
 mod entities;

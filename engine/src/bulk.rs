@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc};
 use ahash::HashMap;
 use parking_lot::Mutex as SyncMutex;
 use tokio::{runtime::Handle, task::JoinHandle};
-use wattlake_catalog::{CommitRequest, DataFile, FileBounds, Manifest, NewDataFile, RemovedFile};
+use wattlake_catalog::{CommitRequest, DataFile, FileBounds, Manifest, NewDataFile, RemovedFile, failpoint};
 
 use crate::{
     Engine, Error, ErrorKind, Result, Storage,
@@ -347,7 +347,9 @@ async fn commit(
             removed: changes.removed,
             ..CommitRequest::default()
         };
+        failpoint!("import.before_catalog");
         let manifest = engine.journal().publish(&current, &request).await?;
+        failpoint!("import.after_catalog");
         versions.publish(manifest, marks, false);
         drop(guard);
         return Ok(report);

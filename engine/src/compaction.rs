@@ -9,7 +9,7 @@ mod policy;
 use std::sync::Arc;
 
 use tokio::{runtime::Handle, sync::Mutex};
-use wattlake_catalog::{CommitRequest, DataFile, NewDataFile};
+use wattlake_catalog::{CommitRequest, DataFile, NewDataFile, failpoint, seeded_bug};
 
 pub(crate) use policy::{Job, plan};
 
@@ -55,7 +55,9 @@ impl Compactor<'_> {
             if inputs.len() != job.inputs.len() {
                 return Ok(false);
             }
+            failpoint!("compact.start");
             let new_files = self.rewrite(&inputs, job.level).await?;
+            failpoint!("compact.after_put");
             let has_deletes = inputs.iter().any(|file| file.delete.is_some());
             if inputs.len() > 1 && new_files.len() >= inputs.len() && !has_deletes {
                 // As many files as before would be merged again and again.
@@ -69,7 +71,7 @@ impl Compactor<'_> {
             let is_unchanged = |input: &Arc<DataFile>| {
                 base.files.iter().any(|file| file.id == input.id && file.delete == input.delete)
             };
-            if !inputs.iter().all(is_unchanged) {
+            if !inputs.iter().all(is_unchanged) && !seeded_bug!("bug.compaction_ignores_new_deletes") {
                 self.discard(&new_files).await;
                 continue;
             }
@@ -82,6 +84,7 @@ impl Compactor<'_> {
             };
             let manifest = self.journal.publish(&base, &request).await?;
             self.versions.publish(manifest, &[], false);
+            failpoint!("compact.after_catalog");
             drop(guard);
             return Ok(true);
         }

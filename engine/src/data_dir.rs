@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use wattlake_catalog::failpoint;
+
 use crate::{Error, ErrorKind, Result};
 
 /// An owned data directory; the lock lives as long as this value, and ends with the process however it ends.
@@ -47,6 +49,7 @@ impl DataDir {
             }
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", &lock_path, &error)),
         }
+        failpoint!("lock.after_acquire");
         let write = lock
             .set_len(0)
             .and_then(|()| lock.rewind())

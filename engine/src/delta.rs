@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use wattlake_catalog::{DataFile, Manifest, columns};
+use wattlake_catalog::{DataFile, Manifest, columns, failpoint};
 
 use crate::{
     Engine, Error, ErrorKind, Result,
@@ -150,6 +150,7 @@ impl Engine {
         actions.insert(0, operation);
         state.version = version;
         self.write_version(&state, &actions).await?;
+        failpoint!("export.after_version");
         if version > 0 && version.is_multiple_of(CHECKPOINT_EVERY) {
             self.write_checkpoint(&mut state).await?;
         }

@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex as SyncMutex;
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, oneshot, watch};
-use wattlake_catalog::{Catalog, DataFile, Manifest, SnapshotAt, SnapshotId};
+use wattlake_catalog::{Catalog, DataFile, Manifest, SnapshotAt, SnapshotId, failpoint, seeded_bug};
 use wattlake_config::Settings;
 
 use crate::{
@@ -147,6 +147,7 @@ impl Engine {
             let quarantine = data_dir.path().join("wal-quarantine");
             let replay = move || {
                 let apply = |sequence, batches: Vec<Batch>| {
+                    failpoint!("recover.mid_replay");
                     for batch in batches {
                         versions.current().active.apply(batch.into_readings(&versions.series));
                     }
@@ -173,6 +174,7 @@ impl Engine {
             snapshot = versions.current().manifest.snapshot.0,
             "recovered"
         );
+        failpoint!("recover.after_replay");
         let log = Log::new(&wal_dir, Box::new(DiskFiles), settings.wal.segment_bytes.0, recovered);
         let frozen = Arc::new(Notify::new());
         let (failed_sender, failed) = watch::channel(None);
@@ -362,6 +364,9 @@ impl Engine {
         let _guard = self.flush_lock.lock().await;
         let started = Instant::now();
         loop {
+            if seeded_bug!("bug.log_released_before_commit") {
+                self.send(Command::Release(u64::MAX))?;
+            }
             let outcome = self.flusher.flush_oldest().await;
             *self.last_flush_error.lock() = outcome.as_ref().err().map(ToString::to_string);
             match outcome? {

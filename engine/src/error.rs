@@ -55,6 +55,7 @@ impl Error {
     pub(crate) fn io(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let kind = match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::StorageFull,
+            std::io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Unavailable,
             _ => ErrorKind::Io,
         };
         Self::new(kind, format!("cannot {what} {}: {error}", path.display()))

@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use wattlake_catalog::{CommitRequest, DataFile, NewDataFile, SnapshotId};
+use wattlake_catalog::{CommitRequest, DataFile, NewDataFile, SnapshotId, failpoint, seeded_bug};
 
 use crate::{
     Error, Result,
@@ -35,6 +35,7 @@ impl Flusher {
     pub(crate) async fn flush_oldest(&self) -> Result<Option<(SnapshotId, u64)>> {
         let version = self.versions.current();
         let Some(frozen) = version.frozen.first() else { return Ok(None) };
+        failpoint!("flush.start");
         let view = HotView::of_frozen(frozen, &self.versions.series);
         let sorted = view.clone();
         let mut rows =
@@ -53,11 +54,13 @@ impl Flusher {
             new_files: changes.new_files,
             new_deletes: changes.new_deletes,
             removed: changes.removed,
-            wal_sequence: Some(frozen.last_sequence),
+            wal_sequence: Some(frozen.last_sequence + u64::from(seeded_bug!("bug.watermark_too_high"))),
             message: format!("flush through log sequence {}", frozen.last_sequence),
             ..CommitRequest::default()
         };
+        failpoint!("flush.before_catalog");
         let manifest = self.journal.publish(&version.manifest, &request).await?;
+        failpoint!("flush.after_catalog");
         let snapshot = manifest.snapshot;
         self.versions.publish(manifest, &marks, true);
         Ok(Some((snapshot, frozen.last_sequence)))
@@ -69,6 +72,7 @@ impl Flusher {
         let encoded = background::run("flush-encode", move || encode_months(&view, &rows)).await?;
         let mut files = Vec::with_capacity(encoded.len());
         for EncodedFile { file, bytes } in encoded {
+            failpoint!("flush.before_put");
             self.storage.put(&file.stored.path, bytes).await?;
             files.push(file);
         }

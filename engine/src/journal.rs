@@ -19,7 +19,9 @@ use jiff::Timestamp;
 use parking_lot::Mutex as SyncMutex;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::Mutex;
-use wattlake_catalog::{Catalog, CommitRequest, Fleet, FleetCopy, Manifest, NewDataFile, StoredDelete};
+use wattlake_catalog::{
+    Catalog, CommitRequest, Fleet, FleetCopy, Manifest, NewDataFile, StoredDelete, failpoint,
+};
 
 use crate::{Error, ErrorKind, Result, Storage};
 
@@ -164,6 +166,7 @@ impl Journal {
             let message = request.message.clone();
             let record = Record { snapshot, at: Timestamp::now(), message, wal_sequence, content };
             self.append(position, &record).await?;
+            failpoint!("journal.after_record");
         }
         match self.catalog.commit(request).await {
             Ok(result) => {

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex as SyncMutex;
 use serde::Serialize;
 use tokio::sync::{Mutex, MutexGuard};
-use wattlake_catalog::{CommitRequest, EntityId, Fleet, SiteId};
+use wattlake_catalog::{CommitRequest, EntityId, Fleet, SiteId, failpoint};
 use wattlake_config::RetentionRule;
 
 pub(crate) use clock_guard::ClockGuard;
@@ -219,6 +219,7 @@ impl Engine {
         let expired = tokio::spawn(async move { catalog.expire(before, now, is_dry_run).await })
             .await
             .map_err(|error| crate::Error::internal(format!("expiry panicked: {error}")))??;
+        failpoint!("gc.after_mark");
         report.expired_snapshots = expired.snapshots;
         report.expired_files = expired.data_files + expired.delete_files;
         Ok(())
@@ -239,7 +240,9 @@ impl Engine {
             }
             report.swept_objects += 1;
             if !options.is_dry_run {
+                failpoint!("gc.before_delete");
                 self.storage().delete(&object_store::path::Path::from(object.path.as_str())).await?;
+                failpoint!("gc.after_delete");
                 deleted.push(object.path);
             }
         }
@@ -311,7 +314,9 @@ impl Engine {
             message: message.to_owned(),
             ..CommitRequest::default()
         };
+        failpoint!("delete.before_catalog");
         let manifest = self.journal().publish(&base, &request).await?;
+        failpoint!("delete.after_catalog");
         self.versions().publish(manifest, &[], false);
         Ok(deleted)
     }

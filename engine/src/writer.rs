@@ -14,6 +14,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, oneshot, watch};
+use wattlake_catalog::{failpoint, seeded_bug};
 use wattlake_config::Durability;
 
 use crate::{
@@ -175,9 +176,11 @@ impl State {
         let mut group = std::mem::take(&mut self.group);
         let chunks: Vec<_> = group.iter_mut().map(|write| std::mem::take(&mut write.chunk)).collect();
         let outcome = self.append(&chunks);
+        failpoint!("wal.after_sync_before_ack");
         for write in group.drain(..) {
             if outcome.is_ok() {
                 self.versions.current().active.apply(write.readings);
+                failpoint!("memtable.after_apply");
             }
             // Nobody waits any more when the client has gone; the rows are stored all the same.
             let _ = write.ack.send(outcome.clone());
@@ -196,12 +199,14 @@ impl State {
         }
         match self.log.append(chunks) {
             Ok(_) => {}
+            Err(AppendError::Refused(_)) if seeded_bug!("bug.ack_refused") => return Ok(()),
             Err(AppendError::Refused(error)) => return Err(error),
             Err(AppendError::Broken(error)) => return Err(self.break_off(error)),
         }
         self.unsynced_since.get_or_insert_with(Instant::now);
         match self.options.durability {
             Durability::Fast => Ok(()),
+            Durability::Durable if seeded_bug!("bug.ack_before_sync") => Ok(()),
             Durability::Durable => {
                 self.sync();
                 self.broken.clone().map_or(Ok(()), Err)

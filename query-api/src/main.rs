@@ -20,5 +20,7 @@ fn main() -> ExitCode {
             libmimalloc_sys::mi_option_set(PURGE_DELAY, PURGE_DELAY_MS);
         }
     }
+    #[cfg(feature = "failpoints")]
+    wattlake_catalog::failpoint::arm();
     wattlake_query_api::cli::main()
 }

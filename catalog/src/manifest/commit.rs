@@ -19,11 +19,23 @@ use crate::{
 /// other error nothing was published; a commit whose answer was lost is looked up before an error is returned.
 pub(crate) async fn commit(db: &Db, request: &CommitRequest, now: Timestamp) -> Result<CommitResult> {
     let token = Uuid::new_v4().to_string();
+    failpoint!("catalog.before_begin");
+    if let (Some(sequence), true) =
+        (request.wal_sequence, seeded_bug!("bug.watermark_in_its_own_transaction"))
+    {
+        let mut tx = db.begin().await?;
+        let sql = "UPDATE wattlake_checkpoint SET wal_sequence = $1 WHERE id = 1";
+        tx.execute(sql, params![i64::try_from(sequence).unwrap_or(0)]).await?;
+        tx.commit().await?;
+        failpoint!("catalog.between_two_transactions");
+    }
     let mut tx = db.begin().await?;
     let result = write(&mut tx, request, &token, now).await?;
+    failpoint!("catalog.before_commit");
     match tx.commit().await {
         Ok(()) => Ok(result),
         // The answer to COMMIT was lost: the catalog itself says whether it happened.
+        Err(error) if seeded_bug!("bug.lost_answer_is_a_failure") => Err(error),
         Err(error) if was_published(db, result.snapshot, &token).await? => {
             tracing::warn!(%error, snapshot = result.snapshot.0, "commit succeeded although its answer was lost");
             Ok(result)
@@ -92,6 +104,7 @@ async fn write(tx: &mut Tx, request: &CommitRequest, token: &str, now: Timestamp
         expect_base(tx, removed.data_file_id, removed.delete_file_id).await?;
         remove_data_file(tx, removed.data_file_id, &counters).await?;
     }
+    failpoint!("catalog.in_tx");
     for file in &request.new_files {
         let id = insert_data_file(tx, file, &mut counters).await?;
         result.data_file_ids.push(id);
@@ -101,6 +114,10 @@ async fn write(tx: &mut Tx, request: &CommitRequest, token: &str, now: Timestamp
         }
     }
     for delete in &request.new_deletes {
+        if seeded_bug!("bug.lost_delete_file") {
+            result.delete_file_ids.push(-1);
+            continue;
+        }
         result.delete_file_ids.push(insert_delete_file(tx, delete, &mut counters).await?);
     }
     insert_snapshot(tx, request, &counters, token, now).await?;
@@ -114,6 +131,7 @@ async fn expect_base(tx: &mut Tx, data_file_id: i64, delete_file_id: Option<i64>
     let row = tx.row(sql, params![data_file_id]).await?;
     match row.map(|row| row.opt_int(0)).transpose()? {
         Some(current) if current == delete_file_id => Ok(()),
+        Some(_) if seeded_bug!("bug.commit_ignores_its_base") => Ok(()),
         _ => Err(Error::new(
             ErrorKind::Stale,
             format!("data file {data_file_id} changed since the change was computed"),

@@ -16,6 +16,8 @@ use object_store::{
 use wattlake_catalog::StoredFile;
 use wattlake_config::Settings;
 
+use wattlake_catalog::{failpoint, seeded_bug};
+
 use crate::{Error, ErrorKind, Result};
 
 /// The table's folder below the storage root.
@@ -258,9 +260,16 @@ fn put_durably(root: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
         let folder = path.parent().unwrap_or(root);
         fs::create_dir_all(folder)?;
         let mut file = File::create(&unfinished)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        file.write_all(&bytes[..bytes.len() / 2])?;
+        failpoint!("put.mid_write");
+        file.write_all(&bytes[bytes.len() / 2..])?;
+        failpoint!("put.before_fsync");
+        if !seeded_bug!("bug.put_no_sync") {
+            file.sync_all()?;
+        }
+        failpoint!("put.after_fsync_before_rename");
         fs::rename(&unfinished, path)?;
+        failpoint!("put.after_rename_before_dirsync");
         for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(root)) {
             File::open(folder)?.sync_all()?;
         }

@@ -17,6 +17,8 @@ use super::{
 #[derive(Clone, Default)]
 pub(crate) struct FaultyDisk {
     pub fail_append: Arc<AtomicBool>,
+    /// As `fail_append`, but headers of segments are written.
+    pub fail_frames: Arc<AtomicBool>,
     pub fail_truncate: Arc<AtomicBool>,
     pub fail_sync: Arc<AtomicBool>,
 }
@@ -25,7 +27,10 @@ struct FaultyFile(Box<dyn SegmentFile>, FaultyDisk);
 
 impl SegmentFile for FaultyFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.1.fail_append.load(Ordering::Relaxed) {
+        let is_header = bytes.len() == super::segment::HEADER_BYTES;
+        if self.1.fail_append.load(Ordering::Relaxed)
+            || (!is_header && self.1.fail_frames.load(Ordering::Relaxed))
+        {
             self.0.append(&bytes[..bytes.len() / 2])?;
             return Err(io::ErrorKind::StorageFull.into());
         }

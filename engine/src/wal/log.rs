@@ -11,7 +11,9 @@ use super::{
     recover::Recovered,
     segment::{self, Segment},
 };
-use crate::{Error, Result};
+use wattlake_catalog::{failpoint, seeded_bug};
+
+use crate::{Error, ErrorKind, Result};
 
 /// An open segment file.
 pub(crate) trait SegmentFile: Send {
@@ -37,6 +39,9 @@ impl SegmentFile for File {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        if seeded_bug!("bug.wal_no_sync") {
+            return Ok(());
+        }
         self.sync_data()
     }
 
@@ -68,6 +73,16 @@ pub(crate) enum AppendError {
     Refused(Error),
     /// What the log holds is unknown; nothing may be acknowledged any more (WAL-4).
     Broken(Error),
+}
+
+impl AppendError {
+    /// A disk that is full or read-only took nothing and may take more later; after anything else nobody knows.
+    fn of(error: Error) -> Self {
+        match error.kind {
+            ErrorKind::StorageFull | ErrorKind::Unavailable => Self::Refused(error),
+            _ => Self::Broken(error),
+        }
+    }
 }
 
 /// A log that takes frames. Not thread-safe: it belongs to the writer thread.
@@ -135,23 +150,31 @@ impl Log {
             Some(current) => current,
             None => self.current.insert(
                 start_segment(&*self.files, &self.dir, self.spares.pop(), self.next_sequence)
-                    .map_err(AppendError::Refused)?,
+                    .map_err(AppendError::of)?,
             ),
         };
         let sequence = self.next_sequence;
         self.buffer.clear();
         frame::append_frame(sequence, self.is_unsynced, chunks, &mut self.buffer);
+        failpoint!("wal.before_write");
         if let Err(error) = current.file.append(&self.buffer) {
-            let refused = Error::io("write", &current.path, &error);
+            let refused = AppendError::of(Error::io("write", &current.path, &error));
+            let AppendError::Refused(refused) = refused else { return Err(refused) };
             // Half a frame must not stay in front of a later whole one.
-            return Err(match current.file.truncate(current.len) {
-                Ok(()) => AppendError::Refused(refused),
-                Err(_) => AppendError::Broken(refused),
-            });
+            if current.file.truncate(current.len).is_ok() {
+                return Err(AppendError::Refused(refused));
+            }
+            if self.is_unsynced {
+                return Err(AppendError::Broken(refused));
+            }
+            // It may, at the end of a segment that the next one goes on from.
+            self.rotate();
+            return Err(AppendError::Refused(refused));
         }
         current.len += self.buffer.len() as u64;
         self.next_sequence += 1;
         self.is_unsynced = true;
+        failpoint!("wal.after_write_before_sync");
         Ok(sequence)
     }
 
@@ -169,8 +192,10 @@ impl Log {
 
     /// Closes the current segment; the next frame starts a new one. All its frames must be synced.
     pub(crate) fn rotate(&mut self) {
-        if let Some(current) = self.current.take() {
-            let Current { path, first, .. } = current;
+        // A segment without frames is started anew under the same name: nobody else may release it.
+        if let Some(Current { path, first, .. }) = self.current.take()
+            && first < self.next_sequence
+        {
             self.closed.push(Segment { path, first, last: self.next_sequence - 1 });
         }
     }
@@ -181,21 +206,32 @@ impl Log {
         let (done, keep): (Vec<_>, Vec<_>) =
             self.closed.drain(..).partition(|segment| segment.last <= watermark);
         self.closed = keep;
+        let mut renamed = Vec::new();
         for segment in done {
-            let is_kept = self.spares.len() < SPARES_MAX;
+            let is_kept = self.spares.len() + renamed.len() < SPARES_MAX;
             let spare = segment.path.with_extension(segment::SPARE);
+            failpoint!("wal.release.before");
             let released = match is_kept {
                 true => std::fs::rename(&segment.path, &spare),
                 false => std::fs::remove_file(&segment.path),
             };
             match released {
-                Ok(()) if is_kept => self.spares.push(spare),
+                Ok(()) if is_kept => renamed.push(spare),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::io("release", &segment.path, &error));
                 }
                 _ => {}
             }
         }
+        if renamed.is_empty() {
+            return Ok(());
+        }
+        failpoint!("wal.release.after");
+        // Before one is written over: under its old name again after a power cut, its new header would be damage.
+        if !seeded_bug!("bug.released_names_not_synced") {
+            self.files.sync_dir(&self.dir).map_err(|error| Error::io("sync", &self.dir, &error))?;
+        }
+        self.spares.append(&mut renamed);
         Ok(())
     }
 }
@@ -219,10 +255,13 @@ fn start_segment(
             None => files.create(&path)?,
         };
         file.append(&segment::header(first))?;
+        failpoint!("wal.rotate.before_header_sync");
         file.sync()?;
+        failpoint!("wal.rotate.before_rename");
         if let Some(spare) = &spare {
             std::fs::rename(spare, &path)?;
         }
+        failpoint!("wal.rotate.before_dirsync");
         files.sync_dir(dir)?;
         Ok(file)
     };

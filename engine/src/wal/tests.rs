@@ -277,7 +277,33 @@ fn full_disk_refuses_the_write_and_the_log_goes_on() {
     assert_eq!(log.append(&[chunk_of(3)]).expect("append"), 2);
     log.sync().expect("sync");
     assert_eq!(replay(dir.path(), 0).expect("recovers").0, [1, 3]);
+    // Half a frame that cannot be taken back, as on a disk that became read-only: the next segment goes on.
     disk.fail_append.store(true, Ordering::Relaxed);
     disk.fail_truncate.store(true, Ordering::Relaxed);
-    assert!(matches!(log.append(&[chunk_of(4)]), Err(AppendError::Broken(_))));
+    assert!(matches!(log.append(&[chunk_of(4)]), Err(AppendError::Refused(_))));
+    disk.fail_append.store(false, Ordering::Relaxed);
+    assert_eq!(log.append(&[chunk_of(5)]).expect("append"), 3);
+    assert_eq!(replay(dir.path(), 0).expect("recovers").0, [1, 3, 5]);
+    // Behind a frame that is not synced nobody knows what is on disk.
+    disk.fail_append.store(true, Ordering::Relaxed);
+    assert!(matches!(log.append(&[chunk_of(6)]), Err(AppendError::Broken(_))));
+}
+
+/// A segment that took no frame on a full disk is started again under its name, and nothing releases it then.
+#[test]
+fn a_segment_without_frames_is_not_released_under_its_successor() {
+    let dir = TempDir::new().expect("dir");
+    let disk = FaultyDisk::default();
+    let mut log = Log::new(dir.path(), Box::new(disk.clone()), 1 << 20, empty(1));
+    log.append(&[chunk_of(1)]).expect("append");
+    log.sync().expect("sync");
+    log.rotate();
+    disk.fail_frames.store(true, Ordering::Relaxed);
+    assert!(matches!(log.append(&[chunk_of(2)]), Err(AppendError::Refused(_))));
+    log.rotate();
+    disk.fail_frames.store(false, Ordering::Relaxed);
+    log.append(&[chunk_of(3)]).expect("append");
+    log.sync().expect("sync");
+    log.release_through(1).expect("release");
+    assert_eq!(replay(dir.path(), 1).expect("recovers").0, [3]);
 }
