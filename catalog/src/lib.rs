@@ -25,9 +25,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use fleet::{Entity, Fleet};
 pub use fleet_copy::FleetCopy;
 pub use manifest::{
-    CommitRequest, CommitResult, DataFile, DeleteFile, Expired, FileBounds, Manifest, NamedSnapshot,
-    NewDataFile, NewDeleteFile, RemovedFile, Scheduled, SnapshotAt, SnapshotId, StoredDelete, StoredFile,
-    columns,
+    BlockSums, CommitRequest, CommitResult, DataFile, DeleteFile, Expired, FileBounds, Manifest,
+    NamedSnapshot, NewDataFile, NewDeleteFile, RemovedFile, Scheduled, SnapshotAt, SnapshotId, StoredDelete,
+    StoredFile, columns,
 };
 pub use model::{
     Category, EnergySource, EnergySourceDraft, EntityId, EntityType, IndustryType, Meter, MeterDraft,

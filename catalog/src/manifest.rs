@@ -3,6 +3,7 @@
 //! [`commit`](commit::commit) is the only verb that changes it (MAN-3). Objects are durable before they are named here
 //! (MAN-1); every file has a whole-file hash (MAN-5). Files are immutable and never renamed or reused.
 
+mod block_sums;
 mod commit;
 mod create;
 mod expire;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::EntityId;
 
+pub use block_sums::BlockSums;
 pub(crate) use commit::commit;
 pub(crate) use create::create;
 pub use expire::{Expired, NamedSnapshot, Scheduled};
@@ -84,6 +86,8 @@ pub struct StoredFile {
     pub footer_bytes: u64,
     /// BLAKE3 of the whole file, hex.
     pub blake3: String,
+    #[serde(default, skip_serializing_if = "BlockSums::is_empty")]
+    pub sums: BlockSums,
 }
 
 /// The range of keys in a data file; all bounds are inclusive. Times are microseconds since 1970 UTC.

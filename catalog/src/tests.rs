@@ -103,6 +103,7 @@ mod suite {
                 bytes: 10,
                 footer_bytes: 3,
                 blake3: "00".into(),
+                sums: BlockSums::new([1, 2, 3]),
             },
             rows: 100,
             row_group_rows: 1 << 20,
@@ -125,6 +126,7 @@ mod suite {
             bytes: 5,
             footer_bytes: 2,
             blake3: "01".into(),
+            sums: BlockSums::default(),
         };
         NewDeleteFile { data_file_id, replaces, stored, count }
     }

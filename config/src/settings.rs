@@ -72,7 +72,7 @@ pub struct Storage {
     pub s3: S3,
 }
 
-#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct S3 {
     pub endpoint: String,
@@ -80,6 +80,24 @@ pub struct S3 {
     pub access_key: String,
     pub secret_key: String,
     pub allow_http: bool,
+    /// Local disk for what the store does not take; 0: none.
+    pub spool: ByteCount,
+    /// Local disk for what was read; 0: none.
+    pub cache: ByteCount,
+}
+
+impl Default for S3 {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            region: String::new(),
+            access_key: String::new(),
+            secret_key: String::new(),
+            allow_http: false,
+            spool: ByteCount::mib(4096),
+            cache: ByteCount::mib(4096),
+        }
+    }
 }
 
 impl std::fmt::Debug for S3 {

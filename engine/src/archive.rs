@@ -3,6 +3,7 @@
 //! This module writes, reads and looks up files; which of them count is the manifest's business. All object paths are
 //! built in [`storage`].
 
+mod checked_store;
 mod data_file;
 mod delete_file;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod scan;
 mod schema;
 mod storage;
 
+pub use checked_store::CheckedStore;
 pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
 pub(crate) use delete_file::{deleted_rows, write_delete_file};
 #[cfg(test)]

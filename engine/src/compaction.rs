@@ -8,7 +8,10 @@ mod policy;
 
 use std::sync::Arc;
 
-use tokio::{runtime::Handle, sync::Mutex};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, MutexGuard},
+};
 use wattlake_catalog::{CommitRequest, DataFile, NewDataFile, failpoint, seeded_bug};
 
 pub(crate) use policy::{Job, plan};
@@ -46,49 +49,57 @@ pub(crate) struct Input {
 impl Compactor<'_> {
     /// Does one job; `false` when its files are not there any more, or merging them would make no fewer.
     pub(crate) async fn run(&self, job: &Job) -> Result<bool> {
-        for attempt in 0.. {
-            let is_last = attempt == ATTEMPTS_UNLOCKED;
-            let mut guard = if is_last { Some(self.flush_lock.lock().await) } else { None };
-            let manifest = Arc::clone(&self.versions.current().manifest);
-            let inputs: Vec<_> =
-                manifest.files.iter().filter(|file| job.inputs.contains(&file.id)).cloned().collect();
-            if inputs.len() != job.inputs.len() {
-                return Ok(false);
+        for _ in 0..ATTEMPTS_UNLOCKED {
+            if let Some(done) = self.attempt(job, None).await? {
+                return Ok(done);
             }
-            failpoint!("compact.start");
-            let new_files = self.rewrite(&inputs, job.level).await?;
-            failpoint!("compact.after_put");
-            let has_deletes = inputs.iter().any(|file| file.delete.is_some());
-            if inputs.len() > 1 && new_files.len() >= inputs.len() && !has_deletes {
-                // As many files as before would be merged again and again.
-                self.discard(&new_files).await;
-                return Ok(false);
-            }
-            if guard.is_none() {
-                guard = Some(self.flush_lock.lock().await);
-            }
-            let base = Arc::clone(&self.versions.current().manifest);
-            let is_unchanged = |input: &Arc<DataFile>| {
-                base.files.iter().any(|file| file.id == input.id && file.delete == input.delete)
-            };
-            if !inputs.iter().all(is_unchanged) && !seeded_bug!("bug.compaction_ignores_new_deletes") {
-                self.discard(&new_files).await;
-                continue;
-            }
-            let request = CommitRequest {
-                message: format!("compaction of {} files of {}", inputs.len(), job.month),
-                new_files,
-                removed: inputs.iter().map(|file| file.removal()).collect(),
-                is_rewrite: true,
-                ..CommitRequest::default()
-            };
-            let manifest = self.journal.publish(&base, &request).await?;
-            self.versions.publish(manifest, &[], false);
-            failpoint!("compact.after_catalog");
-            drop(guard);
-            return Ok(true);
         }
-        Err(Error::internal("compaction gave up"))
+        let lock = self.flush_lock.lock().await;
+        let done = self.attempt(job, Some(&lock)).await?;
+        done.ok_or_else(|| Error::internal("files changed while the flush lock was held"))
+    }
+
+    /// As [`Compactor::run`], once; `None` when a flush put deletes on an input meanwhile, which cannot be with the lock held.
+    pub(crate) async fn attempt(&self, job: &Job, held: Option<&MutexGuard<'_, ()>>) -> Result<Option<bool>> {
+        let manifest = Arc::clone(&self.versions.current().manifest);
+        let inputs: Vec<_> =
+            manifest.files.iter().filter(|file| job.inputs.contains(&file.id)).cloned().collect();
+        if inputs.len() != job.inputs.len() {
+            return Ok(Some(false));
+        }
+        failpoint!("compact.start");
+        let new_files = self.rewrite(&inputs, job.level).await?;
+        failpoint!("compact.after_put");
+        let has_deletes = inputs.iter().any(|file| file.delete.is_some());
+        if inputs.len() > 1 && new_files.len() >= inputs.len() && !has_deletes {
+            // As many files as before would be merged again and again.
+            self.discard(&new_files).await;
+            return Ok(Some(false));
+        }
+        let lock = match held {
+            Some(_) => None,
+            None => Some(self.flush_lock.lock().await),
+        };
+        let base = Arc::clone(&self.versions.current().manifest);
+        let is_unchanged = |input: &Arc<DataFile>| {
+            base.files.iter().any(|file| file.id == input.id && file.delete == input.delete)
+        };
+        if !inputs.iter().all(is_unchanged) && !seeded_bug!("bug.compaction_ignores_new_deletes") {
+            self.discard(&new_files).await;
+            return Ok(None);
+        }
+        let request = CommitRequest {
+            message: format!("compaction of {} files of {}", inputs.len(), job.month),
+            new_files,
+            removed: inputs.iter().map(|file| file.removal()).collect(),
+            is_rewrite: true,
+            ..CommitRequest::default()
+        };
+        let manifest = self.journal.publish(&base, &request).await?;
+        self.versions.publish(manifest, &[], false);
+        failpoint!("compact.after_catalog");
+        drop(lock);
+        Ok(Some(true))
     }
 
     async fn rewrite(&self, inputs: &[Arc<DataFile>], level: Level) -> Result<Vec<NewDataFile>> {

@@ -32,8 +32,8 @@ const STATE: &str = "delta/state.json";
 const LOG: &str = "measurements/_delta_log";
 /// Versions between two checkpoints, from which readers start.
 const CHECKPOINT_EVERY: u64 = 64;
-/// How often files with deleted rows are looked for; corrections may come in meanwhile.
-const ROUNDS: usize = 6;
+/// How often files with deleted rows are rewritten beside running flushes.
+const ROUNDS_UNLOCKED: usize = 3;
 const ENGINE_INFO: &str = concat!("wattlake/", env!("CARGO_PKG_VERSION"));
 
 /// A version of the Delta table.
@@ -167,7 +167,12 @@ impl Engine {
             versions: self.versions(),
             flush_lock: self.flush_lock(),
         };
-        for _ in 0..ROUNDS {
+        // Corrections may come in meanwhile: the last time they wait.
+        let mut lock = None;
+        for round in 0..=ROUNDS_UNLOCKED {
+            if round == ROUNDS_UNLOCKED {
+                lock = Some(self.flush_lock().lock().await);
+            }
             let manifest = Arc::clone(&self.versions().current().manifest);
             let with_deletes: Vec<_> = manifest.files.iter().filter(|file| file.delete.is_some()).collect();
             if with_deletes.is_empty() {
@@ -176,13 +181,10 @@ impl Engine {
             for file in with_deletes {
                 let (month, _) = month_of(file.bounds.min_ts)?;
                 let job = Job { month, level: Level::of_number(file.level), inputs: vec![file.id] };
-                compactor.run(&job).await?;
+                compactor.attempt(&job, lock.as_ref()).await?;
             }
         }
-        Err(Error::new(
-            ErrorKind::Unavailable,
-            "corrections come in faster than files are rewritten for the Delta table; try again later",
-        ))
+        Ok(Arc::clone(&self.versions().current().manifest))
     }
 
     async fn write_version(&self, state: &State, actions: &[Value]) -> Result<()> {

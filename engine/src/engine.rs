@@ -32,6 +32,9 @@ use crate::{
 /// Longest wait between two attempts of a failing flush.
 const FLUSH_RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// How often the spool is looked at.
+const UPLOAD_RETRY: Duration = Duration::from_millis(500);
+
 /// The storage engine of one data directory.
 pub struct Engine {
     settings: Settings,
@@ -83,6 +86,8 @@ pub struct EngineStatus {
     pub wal_segments: u64,
     pub wal_syncs: u64,
     pub last_flush_error: Option<String>,
+    /// Bytes of files that the object store did not take yet.
+    pub spooled_bytes: u64,
 }
 
 /// What one query reads: the files of a snapshot and the readings in memory, frozen in time.
@@ -220,6 +225,7 @@ impl Engine {
         *engine.background.lock() = vec![
             tokio::spawn(Arc::clone(&engine).flush_loop()),
             tokio::spawn(Arc::clone(&engine).maintenance_loop()),
+            tokio::spawn(Arc::clone(&engine).upload_loop()),
         ];
         Ok(engine)
     }
@@ -407,6 +413,20 @@ impl Engine {
         }
     }
 
+    /// Uploads what an object store did not take, again and again.
+    async fn upload_loop(self: Arc<Self>) {
+        while !self.is_stopping() {
+            tokio::time::sleep(UPLOAD_RETRY).await;
+            let waiting = self.storage.spooled_bytes();
+            metrics::gauge!("wattlake_spool_bytes").set(waiting as f64);
+            if waiting > 0
+                && let Err(error) = self.storage.upload_spooled().await
+            {
+                tracing::debug!(%error, "the spool waits");
+            }
+        }
+    }
+
     /// Does what maintenance is due, now and then; what fails is tried again in the next round.
     async fn maintenance_loop(self: Arc<Self>) {
         loop {
@@ -510,6 +530,7 @@ impl Engine {
                 + u64::from(self.stats.segment_bytes.load(Ordering::Relaxed) > 0),
             wal_syncs: self.stats.syncs.load(Ordering::Relaxed),
             last_flush_error: self.last_flush_error.lock().clone(),
+            spooled_bytes: self.storage.spooled_bytes(),
         }
     }
 }

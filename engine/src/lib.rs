@@ -34,7 +34,7 @@ mod version;
 mod wal;
 mod writer;
 
-pub use archive::{Storage, measurement_schema, rows_between};
+pub use archive::{CheckedStore, Storage, measurement_schema, rows_between};
 pub use backup::{BackupContents, BackupFile, restore};
 pub use batch::{Batch, BatchSeries};
 pub use bulk::{BulkImport, BulkReport};

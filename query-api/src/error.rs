@@ -122,6 +122,9 @@ impl From<wattlake_engine::Error> for ApiError {
     }
 }
 
+/// How errors of an object store begin; reading a footer keeps only their text.
+const STORE_AWAY: &str = "Generic archive error: object storage";
+
 impl From<DataFusionError> for ApiError {
     fn from(error: DataFusionError) -> Self {
         // Errors of our own tables travel inside DataFusion's.
@@ -130,7 +133,18 @@ impl From<DataFusionError> for ApiError {
         {
             return api.clone();
         }
+        // So do those of reading files.
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(inner) = cause {
+            if let Some(engine) = inner.downcast_ref::<wattlake_engine::Error>() {
+                return engine.clone().into();
+            }
+            cause = inner.source();
+        }
         let message = error.strip_backtrace();
+        if message.contains(STORE_AWAY) {
+            return Self::new(Kind::Unavailable, message);
+        }
         let kind = match error.find_root() {
             DataFusionError::ResourcesExhausted(_) => {
                 let message = format!("the query needs more memory than query.memory allows: {message}");

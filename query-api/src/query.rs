@@ -34,7 +34,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use wattlake_catalog::{Access, SnapshotAt};
-use wattlake_engine::{Engine, ReadView};
+use wattlake_engine::{CheckedStore, Engine, ReadView};
 
 pub(crate) use stream::ResultStream;
 
@@ -113,9 +113,11 @@ impl QueryService {
         let disk = DiskManager::builder()
             .with_mode(DiskManagerMode::Directories(vec![spill]))
             .with_max_temp_directory_size(settings.spill.0);
+        // Scans bring the files of their snapshot.
+        let no_files = CheckedStore::new(engine.storage(), []);
         let shared = RuntimeEnvBuilder::new()
             .with_disk_manager_builder(disk)
-            .with_object_store_registry(Arc::new(ArchiveOnly(engine.storage().object_store())))
+            .with_object_store_registry(Arc::new(ArchiveOnly(Arc::new(no_files))))
             .build_arc()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("query")

@@ -85,7 +85,7 @@ def test_a_wrong_key_file_opens_no_secret(server):
 
 
 def test_a_failing_store_loses_nothing(start, s3):
-    server = start(settings=s3 | {"storage.url": "s3://missing-bucket/x", "flush.interval": "300ms"})
+    server = start(settings=s3 | {"storage.url": "s3://missing-bucket/x", "flush.interval": "300ms", "storage.s3.spool": "0B"})
     fleet = Fleet(server)
     server.write(lines(fleet.main, 0, 20))
     assert server.post("/api/flush").status_code == 503

@@ -195,7 +195,7 @@ async fn insert_data_file(tx: &mut Tx, file: &NewDataFile, counters: &mut Counte
     }
     tx.execute(
         "INSERT INTO wattlake_file (data_file_id, level, min_ts, max_ts, min_entity, max_entity, min_metric, \
-         max_metric, row_group_rows, blake3) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+         max_metric, row_group_rows, blake3, block_sums) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         params![
             id,
             file.level,
@@ -206,7 +206,8 @@ async fn insert_data_file(tx: &mut Tx, file: &NewDataFile, counters: &mut Counte
             min_metric.as_str(),
             max_metric.as_str(),
             signed(file.row_group_rows)?,
-            file.stored.blake3.as_str()
+            file.stored.blake3.as_str(),
+            file.stored.sums.to_text()
         ],
     )
     .await?;

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{DataFile, DeleteFile, FileBounds, Manifest, SnapshotAt, SnapshotId, StoredFile, TABLE_ID};
+use super::{
+    BlockSums, DataFile, DeleteFile, FileBounds, Manifest, SnapshotAt, SnapshotId, StoredFile, TABLE_ID,
+};
 use crate::{
     Error, Result,
     db::{Db, Row, params},
@@ -45,6 +47,7 @@ pub(crate) async fn load(db: &Db, snapshot: SnapshotId) -> Result<Manifest> {
                 bytes: unsigned(&row, 3)?,
                 footer_bytes: unsigned(&row, 4)?,
                 blake3: row.text(6)?,
+                sums: BlockSums::default(),
             },
             count: unsigned(&row, 5)?,
         };
@@ -52,7 +55,7 @@ pub(crate) async fn load(db: &Db, snapshot: SnapshotId) -> Result<Manifest> {
     }
     let sql = format!(
         "SELECT f.data_file_id, f.path, f.file_size_bytes, f.footer_size, f.record_count, w.blake3, w.level, \
-         w.row_group_rows, w.min_ts, w.max_ts, w.min_entity, w.max_entity, w.min_metric, w.max_metric \
+         w.row_group_rows, w.min_ts, w.max_ts, w.min_entity, w.max_entity, w.min_metric, w.max_metric, w.block_sums \
          FROM ducklake_data_file f JOIN wattlake_file w ON w.data_file_id = f.data_file_id WHERE {live} \
          ORDER BY f.data_file_id"
     );
@@ -66,6 +69,7 @@ pub(crate) async fn load(db: &Db, snapshot: SnapshotId) -> Result<Manifest> {
                 bytes: unsigned(&row, 2)?,
                 footer_bytes: unsigned(&row, 3)?,
                 blake3: row.text(5)?,
+                sums: read_sums(&row, 14)?,
             },
             rows: unsigned(&row, 4)?,
             level: row.int(6)?,
@@ -88,6 +92,11 @@ pub(crate) async fn load(db: &Db, snapshot: SnapshotId) -> Result<Manifest> {
 pub(crate) async fn load_checkpoint(db: &Db) -> Result<u64> {
     let row = db.row("SELECT wal_sequence FROM wattlake_checkpoint WHERE id = 1", vec![]).await?;
     unsigned(&row.ok_or_else(|| Error::internal("the catalog has no checkpoint"))?, 0)
+}
+
+fn read_sums(row: &Row, i: usize) -> Result<BlockSums> {
+    let Some(text) = row.opt_text(i)? else { return Ok(BlockSums::default()) };
+    BlockSums::from_text(&text).ok_or_else(|| Error::internal("the catalog holds bad block sums"))
 }
 
 fn unsigned(row: &Row, i: usize) -> Result<u64> {

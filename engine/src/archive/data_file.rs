@@ -19,7 +19,7 @@ use parquet::{
     },
     schema::types::ColumnPath,
 };
-use wattlake_catalog::{EntityId, FileBounds, NewDataFile, Quality, StoredFile};
+use wattlake_catalog::{BlockSums, EntityId, FileBounds, NewDataFile, Quality, StoredFile};
 
 use super::{Storage, measurement_schema};
 use crate::{Error, Result, SeriesKey, UnitId, rows::Rows};
@@ -194,7 +194,7 @@ pub(crate) struct EncodedFile {
     pub bytes: Bytes,
 }
 
-/// Hash, size and footer length of an encoded Parquet file.
+/// Hash, checksums, size and footer length of an encoded Parquet file.
 pub(super) fn describe(path: String, bytes: &Bytes) -> Result<StoredFile> {
     let tail = bytes.len().checked_sub(8).map(|at| &bytes[at..]);
     let footer_bytes = tail
@@ -202,7 +202,8 @@ pub(super) fn describe(path: String, bytes: &Bytes) -> Result<StoredFile> {
         .map(|length| u64::from(u32::from_le_bytes(*length)))
         .ok_or_else(|| Error::internal("an encoded Parquet file is too short"))?;
     let blake3 = blake3::hash(bytes).to_hex().to_string();
-    Ok(StoredFile { path, bytes: bytes.len() as u64, footer_bytes, blake3 })
+    let sums = BlockSums::new(bytes.chunks(BlockSums::BLOCK_BYTES as usize).map(crc32c::crc32c));
+    Ok(StoredFile { path, bytes: bytes.len() as u64, footer_bytes, blake3, sums })
 }
 
 /// Properties of every data file.

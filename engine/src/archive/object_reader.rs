@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt, TryFutureExt, future::BoxFuture};
-use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use object_store::path::Path;
 use parquet::{
     arrow::{arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader},
     errors::{ParquetError, Result},
@@ -12,10 +12,10 @@ use parquet::{
 };
 use wattlake_catalog::StoredFile;
 
-use super::Storage;
+use super::{CheckedStore, Storage};
 
 pub(super) struct ObjectReader {
-    store: Arc<dyn ObjectStore>,
+    store: CheckedStore,
     path: Path,
     bytes: u64,
     footer_bytes: usize,
@@ -24,7 +24,7 @@ pub(super) struct ObjectReader {
 impl ObjectReader {
     pub(super) fn new(storage: &Storage, stored: &StoredFile) -> Self {
         Self {
-            store: storage.object_store(),
+            store: CheckedStore::new(storage, [stored]),
             path: Storage::object_path(stored),
             bytes: stored.bytes,
             footer_bytes: stored.footer_bytes as usize,
@@ -38,11 +38,15 @@ fn external(error: object_store::Error) -> ParquetError {
 
 impl AsyncFileReader for ObjectReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
-        async move { self.store.get_range(&self.path, range).await.map_err(external) }.boxed()
+        async move {
+            let read = self.store.read(&self.path, std::slice::from_ref(&range)).await.map_err(external)?;
+            Ok(read.into_iter().next().unwrap_or_default())
+        }
+        .boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
-        async move { self.store.get_ranges(&self.path, &ranges).map_err(external).await }.boxed()
+        async move { self.store.read(&self.path, &ranges).map_err(external).await }.boxed()
     }
 
     fn get_metadata<'a>(

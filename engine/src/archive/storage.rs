@@ -1,40 +1,37 @@
 //! Where objects are: a local directory with our own durable put, or an S3-compatible store.
 
-use std::{
-    fs::{self, File},
-    io::Write,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+mod breaker;
+mod cache;
+mod local;
+mod remote;
+mod spool;
+
+use std::{fs, ops::Range, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, aws::AmazonS3Builder,
-    local::LocalFileSystem, path::Path as ObjectPath, prefix::PrefixStore,
+    ObjectMeta, ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath,
 };
 use wattlake_catalog::StoredFile;
 use wattlake_config::Settings;
 
-use wattlake_catalog::{failpoint, seeded_bug};
-
+use self::{local::put_durably, remote::Remote};
 use crate::{Error, ErrorKind, Result};
 
 /// The table's folder below the storage root.
 const TABLE_DIR: &str = "measurements";
 
-/// Which kind of storage it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum StorageKind {
-    Local { root: PathBuf },
-    S3,
+#[derive(Clone, Debug)]
+enum Backend {
+    Local { root: PathBuf, store: Arc<dyn ObjectStore> },
+    Remote(Arc<Remote>),
 }
 
 /// The archive's objects.
 #[derive(Clone, Debug)]
 pub struct Storage {
-    kind: StorageKind,
-    store: Arc<dyn ObjectStore>,
+    backend: Backend,
     data_path: String,
 }
 
@@ -46,7 +43,15 @@ impl Storage {
     pub fn open(settings: &Settings) -> Result<Self> {
         let url = &settings.storage.url;
         if let Some(rest) = url.strip_prefix("s3://") {
-            return Self::open_s3(rest, settings);
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            let prefix = prefix.trim_matches('/');
+            let data_path = match prefix {
+                "" => format!("s3://{bucket}/"),
+                prefix => format!("s3://{bucket}/{prefix}/"),
+            };
+            let store = remote::s3_store(bucket, prefix, settings)?;
+            let backend = Backend::Remote(Arc::new(Remote::open(store, settings)?));
+            return Ok(Self { backend, data_path });
         }
         let root = match url.strip_prefix("file://") {
             Some(path) => PathBuf::from(path),
@@ -62,54 +67,20 @@ impl Storage {
         let root = root.canonicalize().map_err(|error| Error::io("resolve", &root, &error))?;
         let store = LocalFileSystem::new_with_prefix(&root)?;
         let data_path = format!("file://{}/", root.display());
-        Ok(Self { kind: StorageKind::Local { root }, store: Arc::new(store), data_path })
-    }
-
-    fn open_s3(rest: &str, settings: &Settings) -> Result<Self> {
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let prefix = prefix.trim_matches('/');
-        let s3 = &settings.storage.s3;
-        let mut builder = AmazonS3Builder::from_env()
-            .with_bucket_name(bucket)
-            .with_client_options(ClientOptions::new().with_allow_http(s3.allow_http));
-        for (value, apply) in [
-            (&s3.endpoint, AmazonS3Builder::with_endpoint as fn(AmazonS3Builder, String) -> AmazonS3Builder),
-            (&s3.region, AmazonS3Builder::with_region),
-            (&s3.access_key, AmazonS3Builder::with_access_key_id),
-            (&s3.secret_key, AmazonS3Builder::with_secret_access_key),
-        ] {
-            if !value.is_empty() {
-                builder = apply(builder, value.clone());
-            }
-        }
-        let store =
-            builder.build().map_err(|error| Error::invalid(format!("storage.url s3://{rest}: {error}")))?;
-        let data_path = match prefix {
-            "" => format!("s3://{bucket}/"),
-            prefix => format!("s3://{bucket}/{prefix}/"),
-        };
-        let store: Arc<dyn ObjectStore> = match prefix {
-            "" => Arc::new(store),
-            prefix => Arc::new(PrefixStore::new(store, prefix)),
-        };
-        Ok(Self { kind: StorageKind::S3, store, data_path })
+        Ok(Self { backend: Backend::Local { root, store: Arc::new(store) }, data_path })
     }
 
     /// The same objects behind a store that fails once; everything goes through the store then.
     #[cfg(test)]
     pub(crate) fn with_fault(self, fault: super::faulty::Fault) -> Self {
-        let store = Arc::new(super::faulty::FaultyStore { inner: self.store, fault });
-        Self { kind: StorageKind::S3, store, ..self }
+        let Backend::Local { store, .. } = self.backend else { return self };
+        let store = Arc::new(super::faulty::FaultyStore { inner: store, fault });
+        Self { backend: Backend::Remote(Arc::new(Remote::bare(store))), ..self }
     }
 
     /// The root as outside readers address it, ending in `/`.
     pub fn data_path(&self) -> &str {
         &self.data_path
-    }
-
-    /// The store for reading; object paths come from [`Storage::object_path`].
-    pub fn object_store(&self) -> Arc<dyn ObjectStore> {
-        Arc::clone(&self.store)
     }
 
     /// The object of a file whose path is relative to the table.
@@ -144,32 +115,20 @@ impl Storage {
 
     /// As [`Storage::put`], with a path relative to the root.
     pub(crate) async fn put_at(&self, path: &str, bytes: Bytes) -> Result<()> {
-        match &self.kind {
-            StorageKind::Local { root } => {
-                let path = root.join(path);
-                let root = root.clone();
+        match &self.backend {
+            Backend::Local { root, .. } => {
+                let (root, path) = (root.clone(), root.join(path));
                 tokio::task::spawn_blocking(move || put_durably(&root, &path, &bytes))
                     .await
                     .map_err(|error| Error::internal(format!("writing a file panicked: {error}")))?
             }
-            StorageKind::S3 => {
-                // Unique names and overwrite: retried puts cannot meet another object (idempotent).
-                let path = ObjectPath::from(path);
-                let put = self.store.put(&path, PutPayload::from_bytes(bytes)).await;
-                // Whatever it is, a missing bucket included: the readings stay in the log and it is tried again.
-                put.map(drop).map_err(|error| {
-                    Error::new(
-                        ErrorKind::Unavailable,
-                        format!("object storage: cannot write {path}: {error}"),
-                    )
-                })
-            }
+            Backend::Remote(remote) => remote.put(path, bytes).await,
         }
     }
 
     /// Writes an object of a local storage that a crash may lose.
     pub(crate) fn put_unsynced(&self, path: &str, bytes: &[u8]) -> Result<()> {
-        let StorageKind::Local { root } = &self.kind else {
+        let Backend::Local { root, .. } = &self.backend else {
             return Err(Error::internal("only local storage takes unsynced objects"));
         };
         let path = root.join(TABLE_DIR).join(path);
@@ -181,12 +140,14 @@ impl Storage {
 
     /// Deletes an object; one that is not there is fine. Deleting is done again when it was not, so nothing is synced.
     pub(crate) async fn delete(&self, path: &ObjectPath) -> Result<()> {
-        match self.store.delete(path).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("object storage: cannot delete {path}: {error}"),
-            )),
+        match &self.backend {
+            Backend::Local { store, .. } => match store.delete(path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                Err(error) => {
+                    Err(Error::new(ErrorKind::Unavailable, format!("cannot delete {path}: {error}")))
+                }
+            },
+            Backend::Remote(remote) => remote.delete(path.as_ref()).await,
         }
     }
 
@@ -201,17 +162,21 @@ impl Storage {
 
     /// All objects below a folder of the root.
     pub(crate) async fn list_in(&self, folder: &str) -> Result<Vec<ObjectMeta>> {
-        let prefix = ObjectPath::from(folder);
-        let listed: Result<Vec<_>, _> = self.store.list(Some(&prefix)).try_collect().await;
-        listed.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, format!("object storage: cannot list: {error}"))
-        })
+        match &self.backend {
+            Backend::Local { store, .. } => {
+                let listed = store.list(Some(&ObjectPath::from(folder))).try_collect().await;
+                listed.map_err(|error| {
+                    Error::new(ErrorKind::Unavailable, format!("cannot list {folder}: {error}"))
+                })
+            }
+            Backend::Remote(remote) => remote.list(folder).await,
+        }
     }
 
     /// Reads an object whose path is relative to the root; `None` when it is not there.
     pub(crate) async fn read_if_present(&self, path: &str) -> Result<Option<Bytes>> {
-        match self.store.get(&ObjectPath::from(path)).await {
-            Ok(found) => Ok(Some(found.bytes().await?)),
+        match self.whole(path, None).await {
+            Ok(found) => Ok(Some(found)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -219,7 +184,7 @@ impl Storage {
 
     /// Reads a whole object and checks its hash.
     pub(crate) async fn read_whole(&self, stored: &StoredFile) -> Result<Bytes> {
-        let bytes = self.store.get(&Self::object_path(stored)).await?.bytes().await?;
+        let bytes = self.whole(&Self::root_path(&stored.path), Some(stored.bytes)).await?;
         let found = blake3::hash(&bytes).to_hex();
         if found.as_str() != stored.blake3 {
             return Err(Error::new(
@@ -230,53 +195,58 @@ impl Storage {
         Ok(bytes)
     }
 
-    /// Removes what a crash left of unfinished local writes.
-    pub(crate) fn remove_unfinished(&self) -> Result<usize> {
-        let StorageKind::Local { root } = &self.kind else { return Ok(0) };
-        let mut removed = 0;
-        let mut folders = vec![root.join(TABLE_DIR)];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).map_err(|error| Error::io("read", &folder, &error))? {
-                let path = entry.map_err(|error| Error::io("read", &folder, &error))?.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|ext| ext == UNFINISHED) {
-                    fs::remove_file(&path).map_err(|error| Error::io("delete", &path, &error))?;
-                    removed += 1;
-                }
+    async fn whole(&self, path: &str, size: Option<u64>) -> object_store::Result<Bytes> {
+        match &self.backend {
+            Backend::Local { store, .. } => store.get(&ObjectPath::from(path)).await?.bytes().await,
+            Backend::Remote(remote) => remote.read_whole(path, size).await,
+        }
+    }
+
+    /// Ranges of an object as they are stored, nothing of them checked. `size`: of the object, when it may be cached.
+    pub(super) async fn read_ranges(
+        &self,
+        path: &ObjectPath,
+        ranges: &[Range<u64>],
+        size: Option<u64>,
+    ) -> object_store::Result<Vec<Bytes>> {
+        match &self.backend {
+            Backend::Local { store, .. } => store.get_ranges(path, ranges).await,
+            Backend::Remote(remote) => remote.read_ranges(path.as_ref(), ranges, size).await,
+        }
+    }
+
+    /// Forgets what is cached of a range; `false` when nothing is ever cached.
+    pub(super) fn drop_cached(&self, path: &ObjectPath, range: &Range<u64>) -> bool {
+        match &self.backend {
+            Backend::Local { .. } => false,
+            Backend::Remote(remote) => {
+                remote.drop_cached(path.as_ref(), range);
+                true
             }
         }
-        Ok(removed)
     }
-}
 
-const UNFINISHED: &str = "unfinished";
+    /// Uploads what an object store did not take before.
+    pub(crate) async fn upload_spooled(&self) -> Result<()> {
+        match &self.backend {
+            Backend::Local { .. } => Ok(()),
+            Backend::Remote(remote) => remote.upload_spooled().await,
+        }
+    }
 
-/// Temporary name, write, fsync, rename, fsync of every folder up to the root: object_store's local store syncs
-/// nothing.
-fn put_durably(root: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
-    let unfinished = path.with_extension(UNFINISHED);
-    let write = || {
-        let folder = path.parent().unwrap_or(root);
-        fs::create_dir_all(folder)?;
-        let mut file = File::create(&unfinished)?;
-        file.write_all(&bytes[..bytes.len() / 2])?;
-        failpoint!("put.mid_write");
-        file.write_all(&bytes[bytes.len() / 2..])?;
-        failpoint!("put.before_fsync");
-        if !seeded_bug!("bug.put_no_sync") {
-            file.sync_all()?;
+    /// Bytes that wait for the object store.
+    pub(crate) fn spooled_bytes(&self) -> u64 {
+        match &self.backend {
+            Backend::Local { .. } => 0,
+            Backend::Remote(remote) => remote.spooled_bytes(),
         }
-        failpoint!("put.after_fsync_before_rename");
-        fs::rename(&unfinished, path)?;
-        failpoint!("put.after_rename_before_dirsync");
-        for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(root)) {
-            File::open(folder)?.sync_all()?;
+    }
+
+    /// Removes what a crash left of unfinished local writes.
+    pub(crate) fn remove_unfinished(&self) -> Result<usize> {
+        match &self.backend {
+            Backend::Local { root, .. } => local::remove_unfinished(root.clone()),
+            Backend::Remote(_) => Ok(0),
         }
-        Ok(())
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&unfinished);
-        Error::io("write", path, &error)
-    })
+    }
 }

@@ -32,7 +32,7 @@ use datafusion::{
 };
 use object_store::ObjectMeta;
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet};
-use wattlake_engine::{ReadView, SeriesRows, Storage, measurement_schema, rows_between};
+use wattlake_engine::{CheckedStore, ReadView, SeriesRows, Storage, measurement_schema, rows_between};
 
 use super::{ARCHIVE_URL, key_range::KeyRange};
 use crate::error::ApiError;
@@ -85,7 +85,7 @@ impl MeasurementsTable {
         }
         let late = self.view.late_rows(range.from, range.to, |key| range.wants(key));
         let mut partitioned = Vec::with_capacity(files.len());
-        for file in files {
+        for file in &files {
             let hidden = self.view.hidden_rows(file, &late).await;
             let hidden =
                 hidden.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
@@ -98,7 +98,7 @@ impl MeasurementsTable {
             Some(_) => partitioned.into_iter().map(|file| FileGroup::new(vec![file])).collect(),
             None => balanced(partitioned, state.config().target_partitions()),
         };
-        let store = self.view.storage().object_store();
+        let store = CheckedStore::new(self.view.storage(), files.iter().map(|file| &file.stored));
         let cache = state.runtime_env().cache_manager.get_file_metadata_cache();
         let mut options = state.default_table_options().parquet;
         if ordering.is_some() {
@@ -109,7 +109,10 @@ impl MeasurementsTable {
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
-            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, cache)));
+            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(
+                Arc::new(store),
+                cache,
+            )));
         let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(ARCHIVE_URL)?, Arc::new(source))
             .with_file_groups(groups)
             .with_output_ordering(ordering.cloned().into_iter().collect())

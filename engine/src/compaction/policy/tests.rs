@@ -8,7 +8,13 @@ const NOW: i64 = 1_773_144_000_000_000;
 const HOUR: i64 = 3_600_000_000;
 
 fn file(id: i64, level: Level, day: i64, rows: u64, deleted: u64) -> Arc<DataFile> {
-    let stored = StoredFile { path: id.to_string(), bytes: rows * 2, footer_bytes: 1, blake3: String::new() };
+    let stored = StoredFile {
+        path: id.to_string(),
+        bytes: rows * 2,
+        footer_bytes: 1,
+        blake3: String::new(),
+        sums: wattlake_catalog::BlockSums::default(),
+    };
     let start = NOW - NOW.rem_euclid(DAY) + day * DAY;
     let delete = (deleted > 0).then(|| DeleteFile { id: 0, stored: stored.clone(), count: deleted });
     let text = || "x".to_owned();
