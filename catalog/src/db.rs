@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use jiff::Timestamp;
 use sqlx::{
-    AssertSqlSafe, Column, Executor, PgPool, Postgres, Row as _, Sqlite, SqlitePool, Transaction,
+    AssertSqlSafe, Column, Connection, Executor, PgPool, Postgres, Row as _, Sqlite, SqlitePool, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions, PgRow},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
@@ -93,6 +93,9 @@ impl Db {
                 .max_connections(1)
                 .idle_timeout(None)
                 .max_lifetime(None)
+                // After a commit that failed, on a full disk for example, a connection believes for ever that it is in a
+                // transaction: it is closed and replaced.
+                .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
                 .connect_with(base.clone().create_if_missing(true))
                 .await?;
             let readers = SqlitePoolOptions::new()
@@ -114,6 +117,7 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
             .connect_with(options)
             .await?;
         Ok(Self::Postgres(pool))

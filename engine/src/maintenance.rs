@@ -31,6 +31,9 @@ use crate::{
 const DELETIONS_EVERY: Duration = Duration::from_secs(3600);
 /// Objects that nobody names are left alone for so long: they may be uploads in flight.
 const ORPHAN_AGE: i64 = 24 * 3600 * 1_000_000;
+/// Passes over the files in a round: so many, and one more for every few files, since a merge takes in only some.
+const PASSES_MIN: usize = 4;
+const FILES_PER_PASS: usize = 8;
 /// Share of the files that retention may change in one round, in a hundred, and files that it always may.
 const RETENTION_PERCENT: usize = 5;
 const RETENTION_FILES: usize = 8;
@@ -144,7 +147,8 @@ impl Engine {
         Ok(report)
     }
 
-    /// Compacts what is due, until nothing is.
+    /// Compacts what is due, until nothing is, or as often as the files of before can need: under many corrections there is always
+    /// something.
     async fn compact(
         &self,
         now: i64,
@@ -157,7 +161,8 @@ impl Engine {
             versions: self.versions(),
             flush_lock: self.flush_lock(),
         };
-        loop {
+        let passes = PASSES_MIN + self.versions().current().manifest.files.len() / FILES_PER_PASS;
+        for _ in 0..passes {
             let jobs = plan(&self.versions().current().manifest.files, now, options.everything)?;
             let mut has_progress = false;
             for job in &jobs {
@@ -172,9 +177,10 @@ impl Engine {
                 }
             }
             if options.is_dry_run || !has_progress {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     async fn apply_retention(

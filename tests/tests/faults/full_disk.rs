@@ -24,22 +24,28 @@ fn fill(path: &Path) {
     let _ = file.sync_all();
 }
 
-async fn status_of_write(server: &Server) -> u16 {
+/// Status and words of the answer to a write.
+async fn probe(server: &Server) -> (u16, String) {
     let line = "other,host=probe value=1 1577836800";
     let sent = server.post("/api/v2/write?bucket=b&precision=s").body(line).send().await;
-    sent.expect("an answer").status().as_u16()
+    let response = sent.expect("an answer");
+    (response.status().as_u16(), response.text().await.unwrap_or_default())
+}
+
+async fn status_of_write(server: &Server) -> u16 {
+    probe(server).await.0
 }
 
 async fn until(server: &Server, wanted: impl Fn(u16) -> bool, words: &str) -> Result<(), String> {
-    let mut status = 0;
+    let mut last = (0, String::new());
     for _ in 0..600 {
-        status = status_of_write(server).await;
-        if wanted(status) {
+        last = probe(server).await;
+        if wanted(last.0) {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Err(format!("{words} did not come, the last answer was {status}"))
+    Err(format!("{words} did not come, the last answer was {last:?}"))
 }
 
 /// Readings of the ledger alone.
