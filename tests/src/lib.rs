@@ -1,2 +1,2 @@
-//! End-to-end tests of the `wattlake` binary: crash tests in `tests/`, real clients in `e2e/` (Python), started by
+//! End-to-end tests of the `wattlake` binary: fault tests in `tests/faults/`, real clients in `e2e/` (Python), started by
 //! `tests/run`.
