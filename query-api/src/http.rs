@@ -49,6 +49,7 @@ pub(crate) struct App {
     pub started: Instant,
     /// Bytes of request bodies in work.
     pub inflight_bytes: Arc<AtomicUsize>,
+    pub imports: Arc<import::Imports>,
 }
 
 impl App {

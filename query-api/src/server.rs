@@ -132,6 +132,7 @@ pub(crate) async fn listen(
         prometheus: prometheus()?,
         started: Instant::now(),
         inflight_bytes: Arc::default(),
+        imports: Arc::default(),
     };
     Ok(Listening { address, listener, app })
 }

@@ -199,24 +199,22 @@ def test_a_bulk_import_in_random_order_ends_in_few_files(start, tmp_path, duck, 
             out.writerow([e, t.strftime("%Y-%m-%dT%H:%M:%SZ"), "power", round(rng.random() * 10, 3), "kW"])
     if not through_server:
         server.stop()
-    before = None if through_server else server.cli("status", "--json").stdout
+    before = server.cli("status", "--json").stdout
     out = server.cli("import", str(path), "--json")
     report = json.loads(out.stdout)
     assert (report["report"]["accepted"], report["report"]["rejected"]) == (len(rows), 0)
+    assert report["stored"] == {"new": len(rows), "corrected": 0, "identical": 0}
+    status = json.loads(server.cli("status", "--json").stdout)["engine"]
+    assert status["snapshotId"] == json.loads(before)["engine"]["snapshotId"] + 1, "one commit"
+    months = {}
+    for file in data_files(server):
+        months.setdefault(file.parent.name, []).append(file)
+    assert len(months) == 36 and max(map(len, months.values())) <= 3
+    again = json.loads(server.cli("import", str(path), "--json").stdout)
+    assert again["stored"] == {"new": 0, "corrected": 0, "identical": len(rows)}
+    assert json.loads(server.cli("status", "--json").stdout)["engine"]["snapshotId"] == status["snapshotId"]
     if not through_server:
-        assert report["stored"] == {"new": len(rows), "corrected": 0, "identical": 0}
-        status = json.loads(server.cli("status", "--json").stdout)["engine"]
-        assert status["snapshotId"] == json.loads(before)["engine"]["snapshotId"] + 1, "one commit"
-        months = {}
-        for file in data_files(server):
-            months.setdefault(file.parent.name, []).append(file)
-        assert len(months) == 36 and max(map(len, months.values())) <= 3
-        again = json.loads(server.cli("import", str(path), "--json").stdout)
-        assert again["stored"] == {"new": 0, "corrected": 0, "identical": len(rows)}
-        assert json.loads(server.cli("status", "--json").stdout)["engine"]["snapshotId"] == status["snapshotId"]
         server.start()
-    else:
-        server.flush()
     db = duck(f"sqlite:{server.dir}/catalog.db")
     ours = server.sql("SELECT entity_id, count(*) AS n, sum(value) AS s FROM measurements GROUP BY 1 ORDER BY 1")
     theirs = db.sql(f"SELECT entity_id, count(*), sum(value) FROM read_csv('{path}') GROUP BY 1 ORDER BY 1").fetchall()
@@ -225,6 +223,41 @@ def test_a_bulk_import_in_random_order_ends_in_few_files(start, tmp_path, duck, 
     for a, b, c in zip(ours, theirs, lake, strict=True):
         assert (a["entity_id"], a["n"]) == (str(b[0]), b[1]) == (c[0], c[1])
         assert abs(a["s"] - b[2]) < 1e-6 and abs(c[2] - b[2]) < 1e-6
+
+
+def test_an_import_through_a_server_is_seen_when_it_is_finished(server, fleet, tmp_path):
+    count = lambda: server.sql("SELECT count(*) AS n FROM measurements")[0]["n"]
+    part = lambda first: "\n".join(f"power,entity_id={fleet.main} value={i} {T0 + 60 * i}" for i in range(first, first + 100)).encode()
+    query = {"format": "line-protocol", "precision": "s"}
+    path = f"/api/imports/{server.post('/api/imports').json()['id']}"
+    for first in (0, 100, 50):
+        r = server.post(path, params=query, data=part(first))
+        assert r.status_code == 200 and r.json()["accepted"] == 100, r.text
+    bad = server.post(path, params=query, data=b"power value=x 1\n" + part(200))
+    assert (bad.json()["accepted"], bad.json()["rejected"]) == (100, 1)
+    assert server.post(path, params={"format": "nonsense"}, data=b"").status_code == 400
+    assert count() == 0, "nothing is seen before it is finished"
+    # Only some at a time; one that is given up makes room and leaves nothing.
+    other = f"/api/imports/{server.post('/api/imports').json()['id']}"
+    assert server.post("/api/imports").status_code == 429
+    assert server.post(other, params=query, data=part(1000)).status_code == 200
+    assert server.request("DELETE", other).status_code == 204
+    assert server.post(other, params=query, data=part(1000)).status_code == 404
+    assert server.post(f"{path}/finish").json() == {"new": 300, "corrected": 0, "identical": 0}
+    assert server.post(f"{path}/finish").status_code == 404
+    assert server.post("/api/imports/nonsense/finish").status_code == 400
+    assert count() == 300
+    assert not list((server.dir / "tmp").rglob("*.parquet"))
+    # A file that breaks off stores nothing.
+    broken = tmp_path / "broken.csv.gz"
+    import gzip
+
+    text = "entity_id,metric,timestamp,value,unit\n" + "\n".join(f"{fleet.main},power,2026-03-01T00:{i // 60:02}:{i % 60:02}Z,{i},kW" for i in range(3000))
+    broken.write_bytes(gzip.compress(text.encode())[:-20])
+    done = server.cli("import", str(broken), check=False)
+    assert done.returncode == 1 and "nothing was stored" in done.stderr, done.stderr
+    assert count() == 300
+    assert server.post("/api/imports").status_code == 201
 
 
 def test_a_postgres_archive_is_backed_up_and_restored(start, postgres, tmp_path):

@@ -144,21 +144,38 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
         }
         Target::Remote(remote) => {
             let body_max = settings.ingest.max_body_bytes.as_usize();
+            // A dry run stores nothing that would have to come together.
+            let path = match args.dry_run {
+                true => "/api/import".to_owned(),
+                false => start_remotely(&remote).await?,
+            };
             let mut outcome = Ok(());
             for (file, plan) in plans {
-                outcome = import_remotely(&remote, file, &plan, body_max, &mut total).await;
+                outcome = import_remotely(&remote, &path, file, &plan, body_max, &mut total).await;
                 if outcome.is_err() {
                     break;
                 }
             }
-            let accepted = total.accepted;
-            let outcome = outcome.map_err(|failure| match accepted {
-                n if n == 0 || args.dry_run => failure,
-                n => failure.with(&format!(
-                    "; {n} readings before it are stored, and importing them again changes nothing"
-                )),
-            });
-            (None, outcome)
+            match outcome {
+                Ok(()) if args.dry_run => (None, Ok(())),
+                Ok(()) => {
+                    let finished = remote.ask(remote.post(&format!("{path}/finish"))).await;
+                    let stored = finished.map_err(|failure| {
+                        failure.with("; whether it was stored is not known, importing again changes nothing")
+                    })?;
+                    let n = |name: &str| stored[name].as_u64().unwrap_or(0);
+                    let (corrected, identical) = (n("corrected"), n("identical"));
+                    (
+                        Some(BulkReport { rows: n("new") + corrected + identical, corrected, identical }),
+                        Ok(()),
+                    )
+                }
+                Err(failure) if args.dry_run => (None, Err(failure)),
+                Err(failure) => {
+                    let _ = remote.send(remote.delete(&path)).await;
+                    (None, Err(failure.with("; nothing was stored")))
+                }
+            }
         }
     };
     outcome?;
@@ -298,8 +315,33 @@ async fn import_locally(
     Ok(())
 }
 
+/// Starts an import on a server and answers its path.
+async fn start_remotely(remote: &Remote) -> Result<String, Failure> {
+    let started = with_patience(async || remote.send_or_busy(remote.post("/api/imports")).await).await?;
+    let started: serde_json::Value = started
+        .json()
+        .await
+        .map_err(|error| Failure::failed(format!("the answer is not JSON: {}", error.without_url())))?;
+    let id = started["id"].as_str().ok_or_else(|| Failure::failed("the server names no import"))?;
+    Ok(format!("/api/imports/{id}"))
+}
+
+/// Asks again as long as the server is too busy.
+async fn with_patience<T>(ask: impl AsyncFn() -> Result<Option<T>, Failure>) -> Result<T, Failure> {
+    for _ in 0..RETRIES_MAX {
+        if let Some(answer) = ask().await? {
+            return Ok(answer);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Err(Failure::failed(
+        "the server stayed busy: readings are not being flushed, or other imports are under way; see `wattlake status`",
+    ))
+}
+
 async fn import_remotely(
     remote: &Remote,
+    path: &str,
     file: &Path,
     plan: &Plan,
     body_max: usize,
@@ -307,7 +349,7 @@ async fn import_remotely(
 ) -> Result<(), Failure> {
     let mut reading = Reading::open(file, plan, body_max / 2)?;
     while let Some(part) = reading.next().await? {
-        let report = send(remote, plan, &part).await?;
+        let report = with_patience(async || send(remote, path, plan, &part).await).await?;
         reading.count(report, part.first_row, total);
     }
     reading.bar.finish();
@@ -327,16 +369,6 @@ fn progress(bytes: u64, file: &Path) -> ProgressBar {
     bar
 }
 
-async fn send(remote: &Remote, plan: &Plan, part: &Part) -> Result<IngestReport, Failure> {
-    for _ in 0..RETRIES_MAX {
-        if let Some(report) = send_remote(remote, plan, part).await? {
-            return Ok(report);
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    Err(Failure::failed("memory stayed full: readings are not being flushed; see `wattlake status`"))
-}
-
 fn request(plan: &Plan, part: &Part) -> IngestRequest {
     IngestRequest {
         format: part.format,
@@ -350,8 +382,13 @@ fn request(plan: &Plan, part: &Part) -> IngestRequest {
     }
 }
 
-/// `None`: memory is full, try again.
-async fn send_remote(remote: &Remote, plan: &Plan, part: &Part) -> Result<Option<IngestReport>, Failure> {
+/// `None`: the server is busy, try again.
+async fn send(
+    remote: &Remote,
+    path: &str,
+    plan: &Plan,
+    part: &Part,
+) -> Result<Option<IngestReport>, Failure> {
     let mapping = plan.mapping.as_deref().map(|mapping| json!(mapping).to_string());
     let format = match part.format {
         BodyFormat::Json => "json",
@@ -365,7 +402,7 @@ async fn send_remote(remote: &Remote, plan: &Plan, part: &Part) -> Result<Option
     query.extend(mapping.map(|mapping| ("mapping", mapping)));
     query.extend(plan.precision.map(|precision| ("precision", precision.as_str().to_owned())));
     query.extend(plan.is_dry_run.then(|| ("dryRun", "true".to_owned())));
-    let request = remote.post("/api/import").query(&query).body(part.body.clone());
+    let request = remote.post(path).query(&query).body(part.body.clone());
     let Some(response) = remote.send_or_busy(request).await? else { return Ok(None) };
     let report = response.json().await;
     report

@@ -98,6 +98,7 @@ async fn acknowledged_readings_survive_death_at_every_durable_step() {
             }
             let skipped = if is_rare { 0 } else { rand::rng().random_range(0..3) };
             let armed = options.with_failpoints(&format!("{name}={skipped}*off->return"));
+            let armed = if name.starts_with("gc.") { armed.with_short_grace() } else { armed };
             match Server::try_start(&armed).await {
                 Err(_) => deaths += 1,
                 Ok(mut server) => {

@@ -9,7 +9,7 @@ mod power;
 mod seeded_bugs;
 mod server;
 
-/// How often a test repeats its fault: as given in CI, or as `WATTLAKE_TEST_FAULTS` says.
+/// How often a test repeats its fault: as given in CI, or as `TEST_FAULTS` says.
 fn rounds(in_ci: u32) -> u32 {
-    std::env::var("WATTLAKE_TEST_FAULTS").ok().and_then(|text| text.parse().ok()).unwrap_or(in_ci)
+    std::env::var("TEST_FAULTS").ok().and_then(|text| text.parse().ok()).unwrap_or(in_ci)
 }

@@ -37,8 +37,6 @@ impl Options {
             "flush.max_bytes=256KiB",
             "compaction.interval=150ms",
             "snapshots.keep=1ms",
-            "snapshots.grace=1s",
-            "query.timeout=1s",
         ];
         Self {
             dir: dir.to_owned(),
@@ -46,6 +44,12 @@ impl Options {
             settings: settings.iter().map(|&text| text.to_owned()).collect(),
             failpoints: String::new(),
         }
+    }
+
+    /// As they are, with objects deleted soon after nobody names them.
+    pub(crate) fn with_short_grace(mut self) -> Self {
+        self.settings.extend(["snapshots.grace=1s".to_owned(), "query.timeout=1s".to_owned()]);
+        self
     }
 
     pub(crate) fn with_failpoints(&self, failpoints: &str) -> Self {

@@ -198,12 +198,12 @@ impl Remote {
         let outcome = listed.map_err(|error| unavailable("list", folder, &error));
         self.breaker.note(&outcome);
         let mut objects = outcome?;
-        for (path, size) in spooled {
+        for (path, size, written_at) in spooled {
             let location = ObjectPath::from(path);
             objects.retain(|object| object.location != location);
             objects.push(ObjectMeta {
                 location,
-                last_modified: std::time::SystemTime::now().into(),
+                last_modified: written_at.into(),
                 size,
                 e_tag: None,
                 version: None,
@@ -221,8 +221,8 @@ impl Remote {
             }
         }
         if let Some(size) = size {
-            let whole = [0..size];
-            return Ok(self.fetch(path, &whole).await?.into_iter().next().unwrap_or_default());
+            let whole = self.fetch(path, std::slice::from_ref(&(0..size))).await?;
+            return Ok(whole.into_iter().next().unwrap_or_default());
         }
         let target = ObjectPath::from(path);
         self.asked(async { self.store.get(&target).await?.bytes().await }).await

@@ -79,16 +79,16 @@ impl Spool {
         self.entries.lock().by_path.contains_key(path)
     }
 
-    /// Paths below a folder with their sizes.
-    pub(super) fn list(&self, folder: &str) -> Vec<(String, u64)> {
+    /// Paths below a folder with their sizes and times of writing.
+    pub(super) fn list(&self, folder: &str) -> Vec<(String, u64, SystemTime)> {
         let entries = self.entries.lock();
-        let inside = |path: &&String| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
-        entries
-            .by_path
-            .keys()
-            .filter(inside)
-            .map(|path| (path.clone(), entries.by_path[path].bytes))
-            .collect()
+        let is_inside = |path: &str| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
+        let inside = entries.by_path.iter().filter(|(path, _)| is_inside(path));
+        let with_time = inside.filter_map(|(path, entry)| {
+            let written_at = fs::metadata(self.root.join(path)).and_then(|meta| meta.modified()).ok()?;
+            Some((path.clone(), entry.bytes, written_at))
+        });
+        with_time.collect()
     }
 
     /// Keeps an object durably.

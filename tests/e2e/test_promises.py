@@ -1,0 +1,86 @@
+"""Promises that hold at any size: small here, as large as TEST_SCALE says by hand."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+from conftest import BINARY, Fleet
+
+SCALE = int(os.environ.get("TEST_SCALE", "1"))
+T0 = 1_735_689_600  # 2025-01-01T00:00:00Z
+DIGEST = (
+    "SELECT entity_id, metric, count(*) AS n, sum(value) AS s, min(value) AS lo, max(value) AS hi, min(timestamp) AS a, max(timestamp) AS b "
+    "FROM measurements GROUP BY 1, 2 ORDER BY 1, 2"
+)
+
+
+def test_the_same_readings_in_any_order_and_as_often_as_you_like(server, fleet):
+    rng = random.Random(11)
+    entities = [fleet.main, fleet.inv1, fleet.inv2, fleet.b_main]
+    rows = [(e, T0 + 900 * i, rng.randint(0, 4000) / 8) for e in entities for i in range(4000 * SCALE)]
+    expected = None
+    for _ in range(3):
+        rng.shuffle(rows)
+        at = 0
+        while at < len(rows):
+            size = rng.choice([1, 50, 3000, 20_000])
+            server.write("\n".join(f"power,entity_id={e} value={v} {t}" for e, t, v in rows[at : at + size]))
+            at += size
+            if rng.random() < 0.1:
+                server.flush()
+        found = server.sql(DIGEST)
+        assert sum(row["n"] for row in found) == len(rows)
+        assert expected is None or found == expected
+        expected = found
+    server.post("/api/compact", params={"all": "true"})
+    assert server.sql(DIGEST) == expected
+
+
+def test_an_import_that_is_killed_and_repeated_is_the_import(start, tmp_path):
+    reference = start("reference", settings={"ingest.import_spill": "1GiB"})
+    fleet = Fleet(reference)
+    rng = random.Random(5)
+    entities = [fleet.main, fleet.inv1, fleet.inv2, fleet.b_main]
+    rows = [(e, T0 + 900 * i, rng.randint(0, 4000) / 8) for e in entities for i in range(8000 * SCALE)]
+    rng.shuffle(rows)
+    file = tmp_path / "year.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["entity_id", "metric", "timestamp", "value", "unit"])
+        writer.writerows((e, "power", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t)), v, "kW") for e, t, v in rows)
+    reference.stop()
+    victim = start("victim")
+    victim.stop()
+    shutil.rmtree(victim.dir)
+    # The same fleet.
+    shutil.copytree(reference.dir, victim.dir)
+    started = time.monotonic()
+    reference.cli("import", str(file))
+    took = time.monotonic() - started
+    reference.start()
+    expected = reference.sql(DIGEST)
+    assert sum(row["n"] for row in expected) == len(rows)
+    killed = 0
+    for _ in range(10 * max(1, SCALE // 10)):
+        process = subprocess.Popen([BINARY, "import", str(file), *victim.flags()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=victim.env)
+        time.sleep(rng.random() * took * 1.1)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 3
+    out = victim.cli("import", str(file), "--json")
+    victim.start()
+    assert victim.sql(DIGEST) == expected, out.stdout
+    assert {p["kind"] for p in victim.post("/api/verify").json()["problems"]} <= {"orphan"}
+
+
+def test_what_was_acknowledged_is_in_the_next_answer(start):
+    server = start(settings={"flush.interval": "100ms", "compaction.interval": "150ms"})
+    fleet = Fleet(server)
+    for n in range(150 * SCALE):
+        server.write(f"power,entity_id={fleet.main} value={n} {T0 + n}")
+        row = server.sql(f"SELECT value FROM measurements WHERE entity_id = '{fleet.main}' AND timestamp = to_timestamp_seconds({T0 + n})")
+        assert row == [{"value": float(n)}], n
