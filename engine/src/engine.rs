@@ -32,6 +32,8 @@ use crate::{
 /// Longest wait between two attempts of a failing flush.
 const FLUSH_RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// Decoded frames that wait to be applied at start.
+const FRAMES_AHEAD: usize = 8;
 /// How often the spool is looked at.
 const UPLOAD_RETRY: Duration = Duration::from_millis(500);
 
@@ -151,22 +153,31 @@ impl Engine {
             let (versions, wal_dir) = (Arc::clone(&versions), wal_dir.clone());
             let quarantine = data_dir.path().join("wal-quarantine");
             let replay = move || {
-                let apply = |sequence, batches: Vec<Batch>| {
-                    failpoint!("recover.mid_replay");
-                    for batch in batches {
-                        versions.current().active.apply(batch.into_readings(&versions.series));
-                    }
-                    if versions.current().active.bytes() >= flush_bytes_max {
-                        versions.freeze(sequence);
-                    }
-                };
-                let Some(damage) = damage else { return recover(&wal_dir, watermark, apply) };
-                let mut set_aside = |found: Damage<'_>| {
-                    copy_into(&quarantine, found.segment)?;
-                    damage.lock().push(found.error.message);
-                    Ok(())
-                };
-                salvage(&wal_dir, watermark, &mut set_aside, apply)
+                std::thread::scope(|scope| {
+                    // Frames are read and decoded while those before them are applied.
+                    let (sender, decoded) = std::sync::mpsc::sync_channel::<(u64, Vec<Batch>)>(FRAMES_AHEAD);
+                    let versions = &versions;
+                    scope.spawn(move || {
+                        for (sequence, batches) in decoded {
+                            failpoint!("recover.mid_replay");
+                            for batch in batches {
+                                versions.current().active.apply(batch.into_readings(&versions.series));
+                            }
+                            if versions.current().active.bytes() >= flush_bytes_max {
+                                versions.freeze(sequence);
+                            }
+                        }
+                    });
+                    // Nobody takes them any more only after a panic, which the scope passes on.
+                    let apply = move |sequence, batches| drop(sender.send((sequence, batches)));
+                    let Some(damage) = damage else { return recover(&wal_dir, watermark, apply) };
+                    let mut set_aside = |found: Damage<'_>| {
+                        copy_into(&quarantine, found.segment)?;
+                        damage.lock().push(found.error.message);
+                        Ok(())
+                    };
+                    salvage(&wal_dir, watermark, &mut set_aside, apply)
+                })
             };
             tokio::task::spawn_blocking(replay)
                 .await
