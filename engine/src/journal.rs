@@ -186,19 +186,35 @@ impl Journal {
 
     /// Writes the state of a catalog whose snapshots are counted anew: records of before count no more.
     pub(crate) async fn begin_anew(&self) -> Result<()> {
-        let manifest = self.catalog.manifest(wattlake_catalog::SnapshotAt::Latest).await?;
         let mut position = self.position.lock().await;
         let position = self.look(&mut position).await?;
-        let record = Record {
-            snapshot: manifest.snapshot.0,
-            at: Timestamp::now(),
-            message: "a new catalog".to_owned(),
-            wal_sequence: Some(self.catalog.wal_checkpoint().await?),
-            content: Content::State(state_after(&manifest, &CommitRequest::default())),
-        };
+        let record = self.state("a new catalog").await?;
         // Whatever came before is of another history, with numbers of its own.
         self.append(position, &Record { snapshot: i64::MIN, ..record.clone() }).await?;
         self.append(position, &record).await
+    }
+
+    /// Begins the journal of an archive that has none, as one of an earlier version.
+    pub(crate) async fn begin_if_missing(&self) -> Result<()> {
+        let mut position = self.position.lock().await;
+        let position = self.look(&mut position).await?;
+        if !position.records.is_empty() {
+            return Ok(());
+        }
+        let record = self.state("the journal begins").await?;
+        self.append(position, &record).await
+    }
+
+    /// The catalog's newest state as a record.
+    async fn state(&self, message: &str) -> Result<Record> {
+        let manifest = self.catalog.manifest(wattlake_catalog::SnapshotAt::Latest).await?;
+        Ok(Record {
+            snapshot: manifest.snapshot.0,
+            at: Timestamp::now(),
+            message: message.to_owned(),
+            wal_sequence: Some(self.catalog.wal_checkpoint().await?),
+            content: Content::State(state_after(&manifest, &CommitRequest::default())),
+        })
     }
 
     /// Refuses a catalog that knows less than the journal: it is an old copy, or a new one in place of one that was lost.

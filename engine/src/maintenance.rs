@@ -111,6 +111,7 @@ impl Engine {
         let mut report = MaintenanceReport::default();
         let now = self.clock().now_micros();
         if !options.is_dry_run {
+            self.journal().begin_if_missing().await?;
             self.journal().save_fleet().await?;
         }
         self.compact(now, options, &mut report).await?;

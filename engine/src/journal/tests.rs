@@ -105,6 +105,25 @@ async fn a_missing_or_damaged_record_is_named() {
     assert_eq!(rebuild_catalog(&settings).await.expect_err("no journal").kind, ErrorKind::NotFound);
 }
 
+#[tokio::test]
+async fn maintenance_begins_the_journal_of_an_older_archive() {
+    let dir = tempfile::TempDir::new().expect("dir");
+    let settings = settings(dir.path());
+    let engine = start(&settings).await;
+    let [a, _] = two_meters(&engine).await;
+    write(&engine, a, 0..10, 1.0).await;
+    engine.flush().await.expect("flush");
+    let before = visible(&engine).await;
+    crash(engine).await;
+    std::fs::remove_dir_all(dir.path().join("lake/journal")).expect("as before there was one");
+    let engine = start(&settings).await;
+    engine.maintain(MaintenanceOptions::default()).await.expect("maintenance");
+    lose_catalog(engine).await;
+    assert_eq!(rebuild_catalog(&settings).await.expect("rebuild").files, 1);
+    let engine = start(&settings).await;
+    assert_eq!(visible(&engine).await, before);
+}
+
 /// Every prefix of the journal is a state of the archive; old records go away.
 #[tokio::test]
 async fn old_records_are_forgotten_and_a_commit_that_never_happened_is_not_believed() {
