@@ -73,8 +73,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Makes a lost catalog anew from the storage
     #[command(
-        after_help = "Needs the storage and its journal, which a server keeps beside the files, and the data directory's log and
-secrets.key if they are left. A catalog that is damaged is moved away first.
+        after_help = "Needs the storage with its journal, which a server keeps beside the files, and what is left of the
+data directory: log and secrets.key. A catalog that is damaged is moved away first.
 
 Example:
   mv data/catalog.db data/catalog.broken

@@ -10,9 +10,9 @@ use super::{
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The table is at measurements/ in the storage: the same Parquet files, with a log of its own beside them. It shows
-what was there when it was written; `delta.interval` has a server do that by itself. It is for reading: do not write to it,
-and do not VACUUM it.
+    after_help = "The table is at measurements/ in the storage: the same Parquet files, with a log of its own beside
+them. It shows what was there when it was written; delta.interval has a server do that by itself.
+It is for reading: do not write to it, and do not VACUUM it.
 
 Example:
   wattlake export --format delta"

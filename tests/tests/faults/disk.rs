@@ -51,7 +51,9 @@ impl Disk {
         match Self::new(mib) {
             Ok(disk) => Some(disk),
             Err(reason) => {
-                eprintln!("SKIPPED {test}: no ext4 file system can be mounted here: {reason}");
+                // Past the test harness, which would keep the words of a passing test to itself.
+                let words = format!("SKIPPED {test}: no ext4 file system can be mounted here: {reason}\n");
+                let _ = std::io::stderr().write_all(words.as_bytes());
                 None
             }
         }
