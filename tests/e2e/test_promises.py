@@ -1,6 +1,7 @@
 """Promises that hold at any size: small here, as large as TEST_SCALE says by hand."""
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -53,11 +54,14 @@ def test_an_import_that_is_killed_and_repeated_is_the_import(start, tmp_path):
         writer.writerow(["entity_id", "metric", "timestamp", "value", "unit"])
         writer.writerows((e, "power", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t)), v, "kW") for e, t, v in rows)
     reference.stop()
-    victim = start("victim")
-    victim.stop()
-    shutil.rmtree(victim.dir)
-    # The same fleet.
-    shutil.copytree(reference.dir, victim.dir)
+    victims = []
+    for name in ("victim", "import.before_catalog", "import.after_catalog"):
+        victims.append(start(name))
+        victims[-1].stop()
+        shutil.rmtree(victims[-1].dir)
+        # The same fleet.
+        shutil.copytree(reference.dir, victims[-1].dir)
+    victim = victims[0]
     started = time.monotonic()
     reference.cli("import", str(file))
     took = time.monotonic() - started
@@ -71,10 +75,19 @@ def test_an_import_that_is_killed_and_repeated_is_the_import(start, tmp_path):
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     assert killed >= 3
-    out = victim.cli("import", str(file), "--json")
-    victim.start()
-    assert victim.sql(DIGEST) == expected, out.stdout
-    assert {p["kind"] for p in victim.post("/api/verify").json()["problems"]} <= {"orphan"}
+    # Right before and right after the commit.
+    for dies in victims[1:]:
+        env = victim.env | {"FAILPOINTS": f"{dies.dir.name}=return"}
+        done = subprocess.run([BINARY, "import", str(file), *dies.flags()], capture_output=True, text=True, env=env)
+        assert done.returncode != 0 and dies.dir.name in done.stderr
+        stored = json.loads(dies.cli("verify", "--json").stdout)["rows"]
+        assert stored == (len(rows) if "after" in dies.dir.name else 0)
+    for victim in victims:
+        out = victim.cli("import", str(file), "--json")
+        victim.start()
+        assert victim.sql(DIGEST) == expected, out.stdout
+        assert {p["kind"] for p in victim.post("/api/verify").json()["problems"]} <= {"orphan"}
+        victim.stop()
 
 
 def test_what_was_acknowledged_is_in_the_next_answer(start):
