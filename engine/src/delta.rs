@@ -192,7 +192,8 @@ impl Engine {
         if let Some(found) = self.storage().read_if_present(&path).await? {
             // A version that was written just before a crash is written again, with what is true now.
             let is_ours = String::from_utf8_lossy(&found).contains("\"engineInfo\":\"wattlake/");
-            if !is_ours || state.version == 0 {
+            let next = format!("{LOG}/{:020}.json", state.version + 1);
+            if !is_ours || self.storage().read_if_present(&next).await?.is_some() {
                 return Err(Error::new(
                     ErrorKind::Conflict,
                     format!(

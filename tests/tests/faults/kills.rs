@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::Path, process::Command, sync::Arc, time::Duration};
 
 use rand::RngExt;
+use serde_json::json;
 
 use crate::{
     ledger::Ledger,
@@ -85,7 +86,7 @@ async fn acknowledged_readings_survive_death_at_every_durable_step() {
             if deaths == wanted {
                 break;
             }
-            // At the start of a process the hits are few, and exports take their time under this load.
+            // At the start of a process, and of exports, the hits are few.
             let is_rare =
                 ["recover.", "lock.", "migrate.", "export."].iter().any(|start| name.starts_with(start));
             // Something to recover, first.
@@ -101,6 +102,15 @@ async fn acknowledged_readings_survive_death_at_every_durable_step() {
             let armed = if name.starts_with("gc.") { armed.with_short_grace() } else { armed };
             match Server::try_start(&armed).await {
                 Err(_) => deaths += 1,
+                Ok(mut server) if name.starts_with("export.") => {
+                    // Beside all the rest an export would take its time.
+                    let load = ledger.load(&server);
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    load.stop().await;
+                    let export = server.post("/api/export").json(&json!({ "format": "delta" }));
+                    let _ = export.send().await;
+                    deaths += u32::from(server.wait(Duration::from_secs(15)).await.is_some());
+                }
                 Ok(mut server) => {
                     let load = ledger.load(&server);
                     let ended = server.wait(Duration::from_secs(15)).await;
