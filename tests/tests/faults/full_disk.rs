@@ -61,13 +61,12 @@ async fn ledger_rows(server: &Server) -> Result<Vec<(u64, f64)>, String> {
 }
 
 /// Fills the disk under load, frees it, and compares; answers what is wrong.
-pub(crate) async fn find_fault(failpoints: &str, fills: u32) -> Option<Result<(), String>> {
+async fn find_fault(fills: u32) -> Option<Result<(), String>> {
     let disk = Disk::or_skip(64, "full disks")?;
     let options = Options::new(&disk.path().join("data"), &disk.outside().join("log"));
-    let armed = options.with_failpoints(failpoints);
     let filler = disk.path().join("filler");
     let ledger = Arc::new(Ledger::default());
-    let mut server = match Server::try_start(&armed).await {
+    let mut server = match Server::try_start(&options).await {
         Ok(server) => server,
         Err(message) => return Some(Err(message)),
     };
@@ -104,7 +103,7 @@ pub(crate) async fn find_fault(failpoints: &str, fills: u32) -> Option<Result<()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_writes_and_loses_nothing() {
-    if let Some(Err(message)) = find_fault("", rounds(10)).await {
+    if let Some(Err(message)) = find_fault(rounds(10)).await {
         panic!("{message}");
     }
 }

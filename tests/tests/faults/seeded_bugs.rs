@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use rand::RngExt;
 
 use crate::{
-    full_disk,
     ledger::Ledger,
     power,
     server::{Options, Server},
@@ -73,10 +72,4 @@ async fn planted_bugs_are_found_by_power_cuts() {
     ] {
         is_found(bug, power::find_fault(bug, FAULTS_MAX).await).await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn planted_bugs_are_found_by_full_disks() {
-    let bug = "bug.ack_refused=return";
-    is_found(bug, full_disk::find_fault(bug, FAULTS_MAX).await).await;
 }
