@@ -1,7 +1,6 @@
 //! [`Engine`]: starting, writing, flushing, reading, stopping.
 
 use std::{
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -12,28 +11,26 @@ use std::{
 use parking_lot::Mutex as SyncMutex;
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, oneshot, watch};
-use wattlake_catalog::{Catalog, DataFile, Manifest, SnapshotAt, SnapshotId, failpoint, seeded_bug};
+use wattlake_catalog::{Catalog, SnapshotAt, SnapshotId, failpoint, seeded_bug};
 use wattlake_config::Settings;
 
 use crate::{
-    Batch, Clock, DataDir, Error, ErrorKind, MetricRegistry, Result, SeriesKey, SeriesRows, Storage,
-    archive::{deleted_rows, find_rows},
+    Batch, Clock, DataDir, Error, ErrorKind, MetricRegistry, ReadView, Result, Storage,
     batch::Readings,
-    flush::{Flusher, wanted_series},
+    flush::Flusher,
     ingest::LineCache,
     journal::Journal,
     maintenance::{MaintenanceOptions, MaintenanceState},
+    recovery::Replay,
     series::SeriesTable,
     version::{HotView, Versions},
-    wal::{Damage, DiskFiles, Log, encode_chunk, recover, salvage},
+    wal::{DiskFiles, Log, encode_chunk},
     writer::{self, Command, PendingWrite, Writer, WriterOptions, WriterStats},
 };
 
 /// Longest wait between two attempts of a failing flush.
 const FLUSH_RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Decoded frames that wait to be applied at start.
-const FRAMES_AHEAD: usize = 8;
 /// How often the spool is looked at.
 const UPLOAD_RETRY: Duration = Duration::from_millis(500);
 
@@ -92,15 +89,6 @@ pub struct EngineStatus {
     pub spooled_bytes: u64,
 }
 
-/// What one query reads: the files of a snapshot and the readings in memory, frozen in time.
-#[derive(Clone, Debug)]
-pub struct ReadView {
-    pub manifest: Arc<Manifest>,
-    pub hot: HotView,
-    versions: Arc<Versions>,
-    storage: Storage,
-}
-
 impl Engine {
     /// Recovers the log and starts writing and flushing.
     ///
@@ -149,40 +137,17 @@ impl Engine {
         let versions = Arc::new(Versions::new(manifest, Arc::clone(&series)));
         let wal_dir = data_dir.wal()?;
         let flush_bytes_max = settings.flush.max_bytes.as_usize();
-        let recovered = {
-            let (versions, wal_dir) = (Arc::clone(&versions), wal_dir.clone());
-            let quarantine = data_dir.path().join("wal-quarantine");
-            let replay = move || {
-                std::thread::scope(|scope| {
-                    // Frames are read and decoded while those before them are applied.
-                    let (sender, decoded) = std::sync::mpsc::sync_channel::<(u64, Vec<Batch>)>(FRAMES_AHEAD);
-                    let versions = &versions;
-                    scope.spawn(move || {
-                        for (sequence, batches) in decoded {
-                            failpoint!("recover.mid_replay");
-                            for batch in batches {
-                                versions.current().active.apply(batch.into_readings(&versions.series));
-                            }
-                            if versions.current().active.bytes() >= flush_bytes_max {
-                                versions.freeze(sequence);
-                            }
-                        }
-                    });
-                    // Nobody takes them any more only after a panic, which the scope passes on.
-                    let apply = move |sequence, batches| drop(sender.send((sequence, batches)));
-                    let Some(damage) = damage else { return recover(&wal_dir, watermark, apply) };
-                    let mut set_aside = |found: Damage<'_>| {
-                        copy_into(&quarantine, found.segment)?;
-                        damage.lock().push(found.error.message);
-                        Ok(())
-                    };
-                    salvage(&wal_dir, watermark, &mut set_aside, apply)
-                })
-            };
-            tokio::task::spawn_blocking(replay)
-                .await
-                .map_err(|error| Error::internal(format!("recovery panicked: {error}")))??
+        let replay = Replay {
+            wal_dir: wal_dir.clone(),
+            quarantine: data_dir.path().join("wal-quarantine"),
+            watermark,
+            versions: Arc::clone(&versions),
+            flush_bytes_max,
+            damage,
         };
+        let recovered = tokio::task::spawn_blocking(move || replay.run())
+            .await
+            .map_err(|error| Error::internal(format!("recovery panicked: {error}")))??;
         tracing::info!(
             frames = recovered.replayed_frames,
             torn_bytes = recovered.torn_bytes,
@@ -546,18 +511,6 @@ impl Engine {
     }
 }
 
-/// Copies a file into a folder, which is made, so that it survives a power cut.
-fn copy_into(folder: &Path, file: &Path) -> Result<()> {
-    let target = folder.join(file.file_name().unwrap_or_default());
-    let copy = || {
-        std::fs::create_dir_all(folder)?;
-        std::fs::copy(file, &target)?;
-        std::fs::File::open(&target)?.sync_all()?;
-        std::fs::File::open(folder)?.sync_all()
-    };
-    copy().map_err(|error| Error::io("copy", file, &error))
-}
-
 /// A batch that is ready for the log.
 pub(crate) struct PreparedWrite {
     readings: Readings,
@@ -573,30 +526,5 @@ struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.inflight.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
-}
-
-impl ReadView {
-    /// The rows of a file that this view must not show: deleted ones, and those that a reading in memory supersedes.
-    /// `hot_late` comes from [`ReadView::late_rows`].
-    pub async fn hidden_rows(&self, file: &DataFile, hot_late: &[SeriesRows]) -> Result<Vec<u64>> {
-        let mut hidden = deleted_rows(&self.storage, file).await?;
-        let wanted: Vec<_> = hot_late.iter().filter_map(|series| wanted_series(file, series)).collect();
-        if !wanted.is_empty() {
-            let found = find_rows(&self.storage, file, &wanted).await?;
-            hidden.extend(found.iter().map(|found| found.position));
-            hidden.sort_unstable();
-            hidden.dedup();
-        }
-        Ok(hidden)
-    }
-
-    /// Readings in memory that may supersede rows in files.
-    pub fn late_rows(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<SeriesRows> {
-        self.hot.late(&self.versions, from, to, wanted)
-    }
-
-    pub fn storage(&self) -> &Storage {
-        &self.storage
     }
 }

@@ -43,6 +43,24 @@ async fn start_in(settings: &Settings, fault: Option<archive::Fault>) -> Arc<Eng
     Engine::start(settings, data_dir, storage, Arc::new(catalog), clock).await.expect("engine")
 }
 
+/// Readings of power of one meter.
+pub(crate) fn power_batch(entity: EntityId, readings: impl Iterator<Item = (i64, f64)>) -> Batch {
+    let mut batch = Batch { created_at: NOW, ..Batch::default() };
+    batch.table.push(BatchSeries {
+        entity,
+        entity_type: wattlake_catalog::EntityType::Meter,
+        metric: "power".into(),
+        unit: "kW".into(),
+    });
+    for (ts, value) in readings {
+        batch.series.push(0);
+        batch.ts.push(ts);
+        batch.value.push(value);
+        batch.quality.push(wattlake_catalog::Quality::Good);
+    }
+    batch
+}
+
 /// Ends without a flush, as a kill does.
 pub(crate) async fn crash(engine: Arc<Engine>) {
     engine.abandon().await;

@@ -16,7 +16,7 @@ mod segment;
 
 pub(crate) use frame::encode_chunk;
 pub(crate) use log::{AppendError, DiskFiles, Log};
-pub(crate) use recover::{Damage, recover, salvage};
+pub(crate) use recover::{Damage, Recovered, recover, salvage};
 
 #[cfg(test)]
 mod tests;

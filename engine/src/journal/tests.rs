@@ -1,11 +1,11 @@
 use std::sync::Arc;
 
-use wattlake_catalog::{Catalog, EntityId, Quality};
+use wattlake_catalog::{Catalog, EntityId};
 
 use super::*;
 use crate::{
-    Batch, BatchSeries, Engine, MaintenanceOptions, RowFilter, rebuild_catalog,
-    tests::{crash, settings, start, two_meters, visible},
+    Engine, MaintenanceOptions, RowFilter, rebuild_catalog,
+    tests::{crash, power_batch, settings, start, two_meters, visible},
 };
 
 const HOUR: i64 = 3_600_000_000;
@@ -13,19 +13,7 @@ const HOUR: i64 = 3_600_000_000;
 const START: i64 = 1_769_904_000_000_000;
 
 async fn write(engine: &Arc<Engine>, entity: EntityId, hours: std::ops::Range<i64>, value: f64) {
-    let mut batch = Batch { created_at: START, ..Batch::default() };
-    batch.table.push(BatchSeries {
-        entity,
-        entity_type: wattlake_catalog::EntityType::Meter,
-        metric: "power".into(),
-        unit: "kW".into(),
-    });
-    for hour in hours {
-        batch.series.push(0);
-        batch.ts.push(START + hour * HOUR);
-        batch.value.push(value);
-        batch.quality.push(Quality::Good);
-    }
+    let batch = power_batch(entity, hours.map(|hour| (START + hour * HOUR, value)));
     engine.write(batch).await.expect("write");
 }
 

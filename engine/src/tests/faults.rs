@@ -3,31 +3,18 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use wattlake_catalog::{EntityId, Quality};
+use wattlake_catalog::EntityId;
 
-use super::{HOUR, NOW, crash, settings, start_in, two_meters, visible};
+use super::{HOUR, NOW, crash, power_batch, settings, start_in, two_meters, visible};
 use crate::{
-    Batch, BatchSeries, Engine, MaintenanceOptions, ProblemKind, RowFilter,
+    Batch, Engine, MaintenanceOptions, ProblemKind, RowFilter,
     archive::{Fault, Moment},
 };
 
 type Model = BTreeMap<(String, String, i64), u64>;
 
 fn batch(entity: EntityId, hours: impl Iterator<Item = i64>, value: f64) -> Batch {
-    let mut batch = Batch { created_at: NOW, ..Batch::default() };
-    batch.table.push(BatchSeries {
-        entity,
-        entity_type: wattlake_catalog::EntityType::Meter,
-        metric: "power".into(),
-        unit: "kW".into(),
-    });
-    for hour in hours {
-        batch.series.push(0);
-        batch.ts.push(NOW + hour * HOUR);
-        batch.value.push(value);
-        batch.quality.push(Quality::Good);
-    }
-    batch
+    power_batch(entity, hours.map(|hour| (NOW + hour * HOUR, value)))
 }
 
 fn note(model: &mut Model, batch: &Batch) {

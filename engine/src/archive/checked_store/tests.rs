@@ -2,12 +2,12 @@ use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::runtime::Handle;
-use wattlake_catalog::{EntityId, Quality};
+use wattlake_catalog::EntityId;
 
 use crate::{
-    Batch, BatchSeries, Engine,
+    Engine,
     archive::FileScan,
-    tests::{settings, start, two_meters},
+    tests::{power_batch, settings, start, two_meters},
 };
 
 const MINUTE: i64 = 60_000_000;
@@ -15,20 +15,8 @@ const MINUTE: i64 = 60_000_000;
 const START: i64 = 1_769_904_000_000_000;
 
 async fn write(engine: &Arc<Engine>, entity: EntityId, rows: i64) {
-    let mut batch = Batch { created_at: START, ..Batch::default() };
-    batch.table.push(BatchSeries {
-        entity,
-        entity_type: wattlake_catalog::EntityType::Meter,
-        metric: "power".into(),
-        unit: "kW".into(),
-    });
     let mut rng = SmallRng::seed_from_u64(7);
-    for row in 0..rows {
-        batch.series.push(0);
-        batch.ts.push(START + row * MINUTE);
-        batch.value.push(rng.random());
-        batch.quality.push(Quality::Good);
-    }
+    let batch = power_batch(entity, (0..rows).map(|row| (START + row * MINUTE, rng.random())));
     engine.write(batch).await.expect("write");
 }
 

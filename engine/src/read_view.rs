@@ -1,0 +1,46 @@
+//! [`ReadView`]: one consistent picture for one query.
+
+use std::sync::Arc;
+
+use wattlake_catalog::{DataFile, Manifest};
+
+use crate::{
+    Result, SeriesKey, SeriesRows, Storage,
+    archive::{deleted_rows, find_rows},
+    flush::wanted_series,
+    version::{HotView, Versions},
+};
+
+/// What one query reads: the files of a snapshot and the readings in memory, frozen in time.
+#[derive(Clone, Debug)]
+pub struct ReadView {
+    pub manifest: Arc<Manifest>,
+    pub hot: HotView,
+    pub(crate) versions: Arc<Versions>,
+    pub(crate) storage: Storage,
+}
+
+impl ReadView {
+    /// The rows of a file that this view must not show: deleted ones, and those that a reading in memory supersedes.
+    /// `hot_late` comes from [`ReadView::late_rows`].
+    pub async fn hidden_rows(&self, file: &DataFile, hot_late: &[SeriesRows]) -> Result<Vec<u64>> {
+        let mut hidden = deleted_rows(&self.storage, file).await?;
+        let wanted: Vec<_> = hot_late.iter().filter_map(|series| wanted_series(file, series)).collect();
+        if !wanted.is_empty() {
+            let found = find_rows(&self.storage, file, &wanted).await?;
+            hidden.extend(found.iter().map(|found| found.position));
+            hidden.sort_unstable();
+            hidden.dedup();
+        }
+        Ok(hidden)
+    }
+
+    /// Readings in memory that may supersede rows in files.
+    pub fn late_rows(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<SeriesRows> {
+        self.hot.late(&self.versions, from, to, wanted)
+    }
+
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+}
