@@ -229,7 +229,7 @@ def test_questions_never_lose_their_files_to_compaction_and_collection(start):
     server = start(settings={"flush.interval": "100ms", "compaction.interval": "100ms", "snapshots.keep": "1ms", "snapshots.grace": "2s", "query.timeout": "2s"})
     fleet = Fleet(server)
     stop = threading.Event()
-    wrong = []
+    wrong, swept = [], []
 
     def ask():
         while not stop.is_set():
@@ -239,7 +239,7 @@ def test_questions_never_lose_their_files_to_compaction_and_collection(start):
 
     def tidy():
         while not stop.is_set():
-            server.post("/api/compact", params={"all": "true", "force": "true"})
+            swept.append(server.post("/api/compact", params={"all": "true", "force": "true"}).json()["sweptObjects"])
 
     threads = [threading.Thread(target=f) for f in (ask, ask, tidy)]
     for thread in threads:
@@ -251,4 +251,4 @@ def test_questions_never_lose_their_files_to_compaction_and_collection(start):
     for thread in threads:
         thread.join()
     assert not wrong, wrong[:3]
-    assert "orphan" not in server.log_text()
+    assert sum(swept) > 0, "nothing was collected: the test proves too little"

@@ -15,13 +15,15 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 struct State {
     failures: u32,
-    /// Until then nobody asks; afterwards one does.
-    closed_until: Option<Instant>,
+    /// While the circuit is open: when somebody asks again.
+    retry_at: Option<Instant>,
+    /// Somebody asks, to see whether the store is back.
+    is_trying: bool,
     pause: Duration,
     last_error: String,
 }
 
-/// Closed circuits let requests pass; after failures in a row the circuit opens for a while, then one request at a time tries.
+/// A closed circuit lets requests pass; after failures in a row it opens for a while, then one request at a time tries.
 #[derive(Debug, Default)]
 pub(super) struct Breaker(Mutex<State>);
 
@@ -32,14 +34,15 @@ impl Breaker {
     /// [`ErrorKind::Unavailable`] with the last error of the store.
     pub(super) fn ask(&self) -> Result<()> {
         let mut state = self.0.lock();
-        match state.closed_until {
-            Some(until) if Instant::now() < until => Err(Error::new(
+        match state.retry_at {
+            Some(at) if Instant::now() < at => Err(Error::new(
                 ErrorKind::Unavailable,
                 format!("object storage is not asked for a moment, since it failed: {}", state.last_error),
             )),
             Some(_) => {
-                // This one tries; the others wait for what becomes of it.
-                state.closed_until = Some(Instant::now() + state.pause);
+                // The others wait for what becomes of this one, but not for ever: it may never end.
+                state.retry_at = Some(Instant::now() + state.pause);
+                state.is_trying = true;
                 Ok(())
             }
             None => Ok(()),
@@ -47,7 +50,7 @@ impl Breaker {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.0.lock().closed_until.is_some()
+        self.0.lock().retry_at.is_some()
     }
 
     pub(super) fn note<T>(&self, outcome: &Result<T>) {
@@ -56,12 +59,14 @@ impl Breaker {
             Err(error) if error.kind == ErrorKind::Unavailable => {
                 state.failures += 1;
                 state.last_error.clone_from(&error.message);
-                if state.failures >= FAILURES_MAX {
-                    let doubled = (state.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-                    state.pause = doubled;
+                // Requests that were under way when the circuit opened say nothing new.
+                let is_news = state.retry_at.is_none() || state.is_trying;
+                if state.failures >= FAILURES_MAX && is_news {
+                    state.is_trying = false;
+                    state.pause = (state.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
                     // Several servers shall not come back in step.
                     let jitter = rand::rng().random_range(0.8..1.2);
-                    state.closed_until = Some(Instant::now() + doubled.mul_f64(jitter));
+                    state.retry_at = Some(Instant::now() + state.pause.mul_f64(jitter));
                     metrics::gauge!("wattlake_storage_circuit_open").set(1.0);
                 }
             }
@@ -71,5 +76,42 @@ impl Breaker {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_in_a_row_open_it_and_a_success_closes_it() {
+        let breaker = Breaker::default();
+        let failed = || Err::<(), _>(Error::new(ErrorKind::Unavailable, "no route to the store"));
+        for _ in 1..FAILURES_MAX {
+            breaker.note(&failed());
+        }
+        breaker.note(&Ok(()));
+        for _ in 0..FAILURES_MAX {
+            assert!(breaker.ask().is_ok() && !breaker.is_open());
+            breaker.note(&failed());
+        }
+        let error = breaker.ask().expect_err("open");
+        assert!(error.kind == ErrorKind::Unavailable && error.message.contains("no route"), "{error}");
+        // A burst of requests that were under way is one failure.
+        (0..20).for_each(|_| breaker.note(&failed()));
+        assert_eq!(breaker.0.lock().pause, PAUSE_MIN);
+        // Each attempt that fails doubles the pause, up to a limit.
+        for _ in 0..10 {
+            breaker.0.lock().retry_at = Some(Instant::now());
+            breaker.ask().expect("one tries");
+            assert!(breaker.ask().is_err(), "and no other");
+            breaker.note(&failed());
+        }
+        assert_eq!(breaker.0.lock().pause, PAUSE_MAX);
+        breaker.note(&Ok(()));
+        assert!(breaker.ask().is_ok() && !breaker.is_open());
+        // What is wrong with a request says nothing of the store.
+        (0..9).for_each(|_| breaker.note(&Err::<(), _>(Error::invalid("no such thing"))));
+        assert!(!breaker.is_open());
     }
 }
