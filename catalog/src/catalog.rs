@@ -196,8 +196,8 @@ impl Catalog {
     /// Publishes files, deletes and the WAL watermark in one transaction.
     ///
     /// # Errors
-    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when a delete file was computed from an older state; nothing
-    /// was published then.
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when the change was computed from an older state; nothing was
+    /// published then. [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) leaves that open.
     pub async fn commit(&self, request: &CommitRequest) -> Result<CommitResult> {
         manifest::commit(&self.db, request, Timestamp::now()).await
     }

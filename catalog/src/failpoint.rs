@@ -1,4 +1,5 @@
-//! Places where tests make the process die, and bugs that they plant to prove that they would notice.
+//! Places where tests make the process die, faults of what it depends on, and bugs that are planted to prove that the tests would
+//! notice.
 //!
 //! Without the feature `failpoints` nothing of it is compiled in. With it, the environment says which are on:
 //! `FAILPOINTS="flush.before_catalog=2*off->return;bug.put_no_sync=return"` (crate `fail`). `return` is on; at a failpoint it ends the
@@ -13,7 +14,7 @@ macro_rules! failpoint {
     };
 }
 
-/// Whether a planted bug is on.
+/// Whether a planted bug or fault is on.
 #[macro_export]
 macro_rules! seeded_bug {
     ($name:literal) => {{

@@ -194,6 +194,8 @@ pub struct RemovedFile {
 /// One change of the archive.
 #[derive(Clone, Debug, Default)]
 pub struct CommitRequest {
+    /// The snapshot that it was computed from, if from one: it must still be the newest.
+    pub base: Option<SnapshotId>,
     pub new_files: Vec<NewDataFile>,
     pub new_deletes: Vec<NewDeleteFile>,
     pub removed: Vec<RemovedFile>,

@@ -315,10 +315,20 @@ mod suite {
         assert_eq!(catalog.commit(&stale).await.expect_err("stale").kind, ErrorKind::Stale);
         let unknown = CommitRequest { new_deletes: vec![delete(99, None, 2)], ..CommitRequest::default() };
         assert_eq!(catalog.commit(&unknown).await.expect_err("stale").kind, ErrorKind::Stale);
+        // As it is when the answer to the commit before was lost.
+        let base = Some(SnapshotId(result.snapshot.0 - 1));
+        let behind = CommitRequest {
+            base,
+            new_files: vec![file("c")],
+            wal_sequence: Some(5),
+            ..CommitRequest::default()
+        };
+        assert_eq!(catalog.commit(&behind).await.expect_err("stale").kind, ErrorKind::Stale);
         let manifest = catalog.manifest(SnapshotAt::Latest).await.expect("manifest");
         assert_eq!((manifest.snapshot, manifest.files.len()), (result.snapshot, 1));
         assert_eq!(catalog.wal_checkpoint().await.expect("checkpoint"), 0);
         let right = CommitRequest {
+            base: Some(result.snapshot),
             new_deletes: vec![delete(0, Some(result.delete_file_ids[0]), 2)],
             ..CommitRequest::default()
         };

@@ -23,6 +23,7 @@ use crate::{
     flush::{by_month, month_of, supersede},
     memtable::{Block, sort_blocks},
     merge::{FileSink, Source, Winner, merge, never_equal},
+    publish::publish,
     rows::{Rows, SeriesRows},
     series::{SeriesId, SeriesTable},
 };
@@ -348,9 +349,8 @@ async fn commit(
             ..CommitRequest::default()
         };
         failpoint!("import.before_catalog");
-        let manifest = engine.journal().publish(&current, &request).await?;
+        publish(engine.journal(), versions, &request, marks).await?;
         failpoint!("import.after_catalog");
-        versions.publish(manifest, marks, false);
         drop(guard);
         return Ok(report);
     }

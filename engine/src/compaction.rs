@@ -23,6 +23,7 @@ use crate::{
     flush::month_of,
     journal::Journal,
     merge::{FileSink, Source, merge, never_equal},
+    publish::publish,
     series::SeriesTable,
     version::Versions,
 };
@@ -95,8 +96,7 @@ impl Compactor<'_> {
             is_rewrite: true,
             ..CommitRequest::default()
         };
-        let manifest = self.journal.publish(&base, &request).await?;
-        self.versions.publish(manifest, &[], false);
+        publish(self.journal, self.versions, &request, &[]).await?;
         failpoint!("compact.after_catalog");
         drop(lock);
         Ok(Some(true))

@@ -76,8 +76,9 @@ impl From<wattlake_catalog::Error> for Error {
         let kind = match error.kind {
             Catalog::Invalid => ErrorKind::Invalid,
             Catalog::NotFound => ErrorKind::NotFound,
-            Catalog::Conflict | Catalog::Stale => ErrorKind::Conflict,
-            Catalog::Unavailable => ErrorKind::Unavailable,
+            Catalog::Conflict => ErrorKind::Conflict,
+            // Trying again helps: the newest state has been loaded by then.
+            Catalog::Stale | Catalog::Unavailable => ErrorKind::Unavailable,
             Catalog::Internal => ErrorKind::Internal,
         };
         Self::new(kind, error.message)

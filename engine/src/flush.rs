@@ -18,6 +18,7 @@ use crate::{
     background,
     changes::Changes,
     journal::Journal,
+    publish::publish,
     rows::{Rows, SeriesRows},
     series::SeriesTable,
     version::{HotView, Versions},
@@ -59,10 +60,8 @@ impl Flusher {
             ..CommitRequest::default()
         };
         failpoint!("flush.before_catalog");
-        let manifest = self.journal.publish(&version.manifest, &request).await?;
+        let snapshot = publish(&self.journal, &self.versions, &request, &marks).await?;
         failpoint!("flush.after_catalog");
-        let snapshot = manifest.snapshot;
-        self.versions.publish(manifest, &marks, true);
         Ok(Some((snapshot, frozen.last_sequence)))
     }
 

@@ -20,7 +20,7 @@ use parking_lot::Mutex as SyncMutex;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::Mutex;
 use wattlake_catalog::{
-    Catalog, CommitRequest, Fleet, FleetCopy, Manifest, NewDataFile, StoredDelete, failpoint,
+    Catalog, CommitRequest, Fleet, FleetCopy, Manifest, NewDataFile, SnapshotAt, StoredDelete, failpoint,
 };
 
 use crate::{Error, ErrorKind, Result, Storage};
@@ -120,7 +120,7 @@ struct Position {
     records: Vec<(u64, String)>,
 }
 
-/// The journal of an archive, and with it the one way to commit.
+/// The journal of an archive, written with every commit.
 #[derive(Debug)]
 pub(crate) struct Journal {
     storage: Storage,
@@ -159,7 +159,17 @@ impl Journal {
             let (wal_sequence, content) = if is_change {
                 (request.wal_sequence, change(base, request))
             } else {
-                let known = self.catalog.wal_checkpoint().await?;
+                // Nothing is written on top of a change that may have happened meanwhile.
+                let (newest, known) = self.newest().await?;
+                if newest.snapshot != base.snapshot {
+                    return Err(Error::new(
+                        ErrorKind::Unavailable,
+                        format!(
+                            "snapshot {} is newer than the one that the change was computed from",
+                            newest.snapshot.0
+                        ),
+                    ));
+                }
                 (Some(request.wal_sequence.unwrap_or(known)), Content::State(state_after(base, request)))
             };
             let snapshot = base.snapshot.0 + 1;
@@ -168,6 +178,7 @@ impl Journal {
             self.append(position, &record).await?;
             failpoint!("journal.after_record");
         }
+        let request = &CommitRequest { base: Some(base.snapshot), ..request.clone() };
         match self.catalog.commit(request).await {
             Ok(result) => {
                 if let Some(position) = position.as_mut().filter(|_| has_files) {
@@ -182,6 +193,13 @@ impl Journal {
                 Err(error.into())
             }
         }
+    }
+
+    /// What the catalog holds, and its WAL watermark.
+    pub(crate) async fn newest(&self) -> Result<(Manifest, u64)> {
+        // Asked first: it may be behind the files then, never ahead of them.
+        let wal_sequence = self.catalog.wal_checkpoint().await?;
+        Ok((self.catalog.manifest(SnapshotAt::Latest).await?, wal_sequence))
     }
 
     /// Writes the state of a catalog whose snapshots are counted anew: records of before count no more.
@@ -207,12 +225,12 @@ impl Journal {
 
     /// The catalog's newest state as a record.
     async fn state(&self, message: &str) -> Result<Record> {
-        let manifest = self.catalog.manifest(wattlake_catalog::SnapshotAt::Latest).await?;
+        let (manifest, wal_sequence) = self.newest().await?;
         Ok(Record {
             snapshot: manifest.snapshot.0,
             at: Timestamp::now(),
             message: message.to_owned(),
-            wal_sequence: Some(self.catalog.wal_checkpoint().await?),
+            wal_sequence: Some(wal_sequence),
             content: Content::State(state_after(&manifest, &CommitRequest::default())),
         })
     }

@@ -26,6 +26,7 @@ mod maintenance;
 mod memtable;
 mod merge;
 mod metric;
+mod publish;
 mod read_view;
 mod rebuild;
 mod recovery;

@@ -25,6 +25,7 @@ use crate::{
     Engine, Result, RowFilter,
     changes::Changes,
     compaction::{Compactor, plan},
+    publish::publish,
 };
 
 /// How often deletions by time are looked for.
@@ -322,9 +323,8 @@ impl Engine {
             ..CommitRequest::default()
         };
         failpoint!("delete.before_catalog");
-        let manifest = self.journal().publish(&base, &request).await?;
+        publish(self.journal(), self.versions(), &request, &[]).await?;
         failpoint!("delete.after_catalog");
-        self.versions().publish(manifest, &[], false);
         Ok(deleted)
     }
 }

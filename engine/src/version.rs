@@ -51,9 +51,16 @@ struct HighWater {
     others: i64,
 }
 
+impl HighWater {
+    /// A mark that is high enough for every series.
+    fn of_files(manifest: &Manifest) -> i64 {
+        manifest.files.iter().map(|file| file.bounds.max_ts).max().unwrap_or(i64::MIN)
+    }
+}
+
 impl Versions {
     pub(crate) fn new(manifest: Manifest, series: Arc<SeriesTable>) -> Self {
-        let others = manifest.files.iter().map(|file| file.bounds.max_ts).max().unwrap_or(i64::MIN);
+        let others = HighWater::of_files(&manifest);
         let version = Version { manifest: Arc::new(manifest), frozen: Vec::new(), active: Arc::default() };
         Self {
             current: ArcSwap::from_pointee(version),
@@ -80,10 +87,10 @@ impl Versions {
         self.current.store(Arc::new(Version { manifest, frozen, active: Arc::default() }));
     }
 
-    /// Puts a new manifest in place and drops the oldest frozen memtable, whose rows are in it.
+    /// Puts a new manifest in place and drops the frozen memtables whose rows are in it: those up to a WAL sequence number.
     ///
     /// `flushed` is raised first: a reader of the new version must not take a file's row for a new one.
-    pub(crate) fn publish(&self, manifest: Manifest, flushed: &[(SeriesId, i64)], drop_oldest: bool) {
+    pub(crate) fn publish(&self, manifest: Manifest, flushed: &[(SeriesId, i64)], wal_sequence: u64) {
         {
             let mut high_water = self.high_water.write();
             let others = high_water.others;
@@ -92,10 +99,25 @@ impl Versions {
                 *mark = (*mark).max(*ts);
             }
         }
+        self.replace(manifest, wal_sequence);
+    }
+
+    /// As [`Versions::publish`] for a manifest of which nobody says what is new in it.
+    pub(crate) fn catch_up(&self, manifest: Manifest, wal_sequence: u64) {
+        {
+            let mut high_water = self.high_water.write();
+            let newest = HighWater::of_files(&manifest);
+            high_water.others = high_water.others.max(newest);
+            high_water.exact.values_mut().for_each(|mark| *mark = (*mark).max(newest));
+        }
+        self.replace(manifest, wal_sequence);
+    }
+
+    fn replace(&self, manifest: Manifest, wal_sequence: u64) {
         let _guard = self.change.lock();
         let version = self.current();
-        let skip = usize::from(drop_oldest);
-        let frozen = version.frozen.iter().skip(skip).cloned().collect();
+        let is_kept = |frozen: &&Frozen| frozen.last_sequence > wal_sequence;
+        let frozen = version.frozen.iter().filter(is_kept).cloned().collect();
         let active = Arc::clone(&version.active);
         self.current.store(Arc::new(Version { manifest: Arc::new(manifest), frozen, active }));
     }

@@ -93,6 +93,8 @@ def test_an_answer_to_commit_that_is_lost_doubles_and_loses_nothing(start, proxi
         return commits[0] % 2 == 0
 
     proxy.on_request = every_second_commit
+    # The client asks what became of it before the database has got it, every other time.
+    proxy.delay = lambda: proxy.cuts % 2 * 0.4
     writer = Writer(server, fleet.main)
     wait_until(lambda: proxy.cuts >= 20, "lost answers", 120)
     proxy.on_request = lambda data: False

@@ -11,11 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class TcpProxy:
     """Passes bytes on. `on_request(data)` sees what goes to the target; if it answers True the data still goes there, and both
-    connections are cut before the target's answer comes back. `is_down` cuts everything."""
+    connections are cut before the target's answer comes back; `delay()` seconds lie between the client's end and the data's arrival.
+    `is_down` cuts everything."""
 
     def __init__(self, target):
         self.target, self.is_down, self.cuts = target, False, 0
-        self.on_request = lambda data: False
+        self.on_request, self.delay = lambda data: False, lambda: 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.connections = set()
@@ -47,6 +48,7 @@ class TcpProxy:
                 if is_request and self.on_request(data):
                     self.cuts += 1
                     pair[0].shutdown(socket.SHUT_RDWR)
+                    time.sleep(self.delay())
                     sink.sendall(data)
                     # The target gets the time to do what it was asked for.
                     time.sleep(0.05)

@@ -15,8 +15,10 @@ use crate::{
 /// Publishes a change. With nothing but a watermark no snapshot is made.
 ///
 /// # Errors
-/// [`ErrorKind::Stale`] when a delete file was computed against an older state: recompute and call again. After any
-/// other error nothing was published; a commit whose answer was lost is looked up before an error is returned.
+/// [`ErrorKind::Stale`] when the change was computed from an older state: load that of now, recompute and call again.
+/// A commit whose answer was lost is looked up. [`ErrorKind::Unavailable`] when the database does not answer that either: the
+/// change may have been published then, which the next commit on the same base finds out. After any other error nothing was
+/// published.
 pub(crate) async fn commit(db: &Db, request: &CommitRequest, now: Timestamp) -> Result<CommitResult> {
     let token = Uuid::new_v4().to_string();
     failpoint!("catalog.before_begin");
@@ -33,6 +35,9 @@ pub(crate) async fn commit(db: &Db, request: &CommitRequest, now: Timestamp) -> 
     let result = write(&mut tx, request, &token, now).await?;
     failpoint!("catalog.before_commit");
     match tx.commit().await {
+        Ok(()) if seeded_bug!("fault.commit_answer_lost") => {
+            Err(Error::new(ErrorKind::Unavailable, "the answer to COMMIT was lost"))
+        }
         Ok(()) => Ok(result),
         // The answer to COMMIT was lost: the catalog itself says whether it happened.
         Err(error) if was_published(db, result.snapshot, &token).await? => {
@@ -44,17 +49,24 @@ pub(crate) async fn commit(db: &Db, request: &CommitRequest, now: Timestamp) -> 
 }
 
 async fn was_published(db: &Db, snapshot: SnapshotId, token: &str) -> Result<bool> {
-    let sql =
-        "SELECT snapshot_id FROM ducklake_snapshot_changes WHERE snapshot_id = $1 AND commit_extra_info = $2";
     let mut attempt = 0;
     loop {
-        match db.row(sql, params![snapshot.0, token]).await {
-            Ok(row) => return Ok(row.is_some()),
+        match look_up(db, snapshot, token).await {
+            Ok(is_there) => return Ok(is_there),
             Err(error) if attempt == 5 => return Err(error),
             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100 << attempt)).await,
         }
         attempt += 1;
     }
+}
+
+/// Looks inside a writing transaction: it begins only when the one in doubt has ended. The database may have that COMMIT still before
+/// it when its client has already given up.
+async fn look_up(db: &Db, snapshot: SnapshotId, token: &str) -> Result<bool> {
+    let sql =
+        "SELECT snapshot_id FROM ducklake_snapshot_changes WHERE snapshot_id = $1 AND commit_extra_info = $2";
+    let mut tx = db.begin().await?;
+    Ok(tx.row(sql, params![snapshot.0, token]).await?.is_some())
 }
 
 /// The counters that a commit moves on.
@@ -79,6 +91,14 @@ async fn write(tx: &mut Tx, request: &CommitRequest, token: &str, now: Timestamp
         next_file_id: base.int(3)?,
         next_row_id: base.int(4)?,
     };
+    if request.base.is_some_and(|known| known.0 != counters.snapshot)
+        && !seeded_bug!("bug.commit_ignores_its_base")
+    {
+        return Err(Error::new(
+            ErrorKind::Stale,
+            format!("snapshot {} is newer than the one that the change was computed from", counters.snapshot),
+        ));
+    }
     if let Some(sequence) = request.wal_sequence {
         let sequence = i64::try_from(sequence).map_err(|_| Error::internal("WAL sequence overflow"))?;
         let sql = "UPDATE wattlake_checkpoint SET wal_sequence = $1 WHERE id = 1 AND wal_sequence <= $1";

@@ -131,6 +131,25 @@ async fn acknowledged_readings_survive_death_at_every_durable_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_nobody_knows_of_is_found_by_the_next() {
+    let folder = tempfile::TempDir::new().expect("folder");
+    let options = Options::new(&folder.path().join("data"), &folder.path().join("log"));
+    let ledger = Arc::new(Ledger::default());
+    for round in 0..rounds(4) {
+        let mut server = Server::start(&options.with_failpoints("fault.commit_answer_lost=30%return")).await;
+        let load = ledger.load(&server);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        load.stop().await;
+        let rows = server.rows().await.expect("rows");
+        ledger.check(&rows).unwrap_or_else(|error| panic!("round {round}, running: {error}"));
+        server.kill();
+        check(&options, &ledger, &format!("round {round}")).await;
+    }
+    let log = std::fs::read_to_string(&options.log).expect("log");
+    assert!(log.contains("a change happened although its commit failed"), "no answer was lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_asked_to_stop_loses_nothing() {
     let folder = tempfile::TempDir::new().expect("folder");
     let options = Options::new(&folder.path().join("data"), &folder.path().join("log"));
