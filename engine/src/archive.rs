@@ -5,6 +5,7 @@
 
 mod checked_store;
 mod data_file;
+mod day_summaries;
 mod delete_file;
 #[cfg(test)]
 mod faulty;
@@ -16,6 +17,8 @@ mod storage;
 
 pub use checked_store::CheckedStore;
 pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
+pub use day_summaries::DaySummary;
+pub(crate) use day_summaries::read_day_summaries;
 pub(crate) use delete_file::{deleted_rows, write_delete_file};
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Moment};

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::tz::TimeZone;
 use parking_lot::Mutex as SyncMutex;
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, oneshot, watch};
@@ -21,6 +22,7 @@ use crate::{
     ingest::LineCache,
     journal::Journal,
     maintenance::{MaintenanceOptions, MaintenanceState},
+    meaning::MeaningSource,
     recovery::Replay,
     series::SeriesTable,
     version::{HotView, Versions},
@@ -133,7 +135,12 @@ impl Engine {
         let manifest = catalog.manifest(SnapshotAt::Latest).await?;
         let journal = Arc::new(Journal::new(storage.clone(), Arc::clone(&catalog)));
         journal.check(&manifest).await?;
-        let series = Arc::new(SeriesTable::default());
+        let metrics = MetricRegistry::new(&settings.metrics);
+        let series = Arc::new(SeriesTable::new(MeaningSource {
+            catalog: Arc::clone(&catalog),
+            metrics: metrics.clone(),
+            default_zone: TimeZone::get(&settings.time_zone.0).unwrap_or(TimeZone::UTC),
+        }));
         let versions = Arc::new(Versions::new(manifest, Arc::clone(&series)));
         let wal_dir = data_dir.wal()?;
         let flush_bytes_max = settings.flush.max_bytes.as_usize();
@@ -178,7 +185,7 @@ impl Engine {
         let engine = Arc::new(Self {
             settings: settings.clone(),
             clock,
-            metrics: MetricRegistry::new(&settings.metrics),
+            metrics,
             catalog,
             journal,
             storage,

@@ -11,6 +11,7 @@ use wattlake_catalog::NewDataFile;
 use crate::{
     Error, Result, SeriesKey, Storage, UnitId,
     archive::{Chunk, DataFileEncoder, Level},
+    meaning::Meanings,
     rows::Rows,
     series::SeriesTable,
 };
@@ -164,6 +165,7 @@ pub(crate) struct FileSink<'a> {
     pub level: Level,
     /// UTC month, `2026-01`.
     pub month: &'a str,
+    meanings: Option<Arc<Meanings>>,
     encoder: Option<DataFileEncoder>,
     files: Vec<NewDataFile>,
 }
@@ -176,7 +178,9 @@ impl<'a> FileSink<'a> {
         level: Level,
         month: &'a str,
     ) -> Self {
-        Self { handle, storage, series, level, month, encoder: None, files: Vec::new() }
+        // Files of a flush are soon merged into others.
+        let meanings = (level > Level::Flush).then(|| series.meanings()).flatten();
+        Self { handle, storage, series, level, month, meanings, encoder: None, files: Vec::new() }
     }
 
     pub(crate) fn append(&mut self, key: &SeriesKey, rows: &Rows, range: Range<usize>) -> Result<()> {
@@ -185,7 +189,10 @@ impl<'a> FileSink<'a> {
         }
         let encoder = match &mut self.encoder {
             Some(encoder) => encoder,
-            None => self.encoder.insert(DataFileEncoder::new(self.level)?),
+            None => self.encoder.insert(match &self.meanings {
+                Some(meanings) => DataFileEncoder::with_day_summaries(self.level, Arc::clone(meanings))?,
+                None => DataFileEncoder::new(self.level)?,
+            }),
         };
         let series = self.series;
         encoder.append(key, rows, range, &|unit: UnitId| series.unit(unit))

@@ -1,12 +1,12 @@
 //! [`ReadView`]: one consistent picture for one query.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
-use wattlake_catalog::{DataFile, Manifest};
+use wattlake_catalog::{DataFile, EntityId, Manifest};
 
 use crate::{
-    Result, SeriesKey, SeriesRows, Storage,
-    archive::{deleted_rows, find_rows},
+    DaySummary, Result, SeriesKey, SeriesRows, Storage,
+    archive::{deleted_rows, find_rows, read_day_summaries},
     flush::wanted_series,
     version::{HotView, Versions},
 };
@@ -33,6 +33,27 @@ impl ReadView {
             hidden.dedup();
         }
         Ok(hidden)
+    }
+
+    /// The days of a metric in a file, of entities in a range; `None` when the file does not hold them. Readings in memory are
+    /// not looked at.
+    pub async fn day_summaries(
+        &self,
+        file: &DataFile,
+        metric: &str,
+        entities: &RangeInclusive<EntityId>,
+    ) -> Result<Option<Vec<DaySummary>>> {
+        let Some(mut days) = read_day_summaries(&self.storage, file, metric, entities).await? else {
+            return Ok(None);
+        };
+        let hidden = deleted_rows(&self.storage, file).await?;
+        if !hidden.is_empty() {
+            for day in &mut days {
+                let next = hidden.partition_point(|position| *position < day.rows.start);
+                day.is_whole = hidden.get(next).is_none_or(|position| *position >= day.rows.end);
+            }
+        }
+        Ok(Some(days))
     }
 
     /// Readings in memory that may supersede rows in files.

@@ -10,7 +10,10 @@ use hashbrown::{HashTable, hash_table::Entry};
 use parking_lot::{RwLock, RwLockReadGuard};
 use wattlake_catalog::{EntityId, EntityType};
 
-use crate::batch::BatchSeries;
+use crate::{
+    batch::BatchSeries,
+    meaning::{MeaningSource, Meanings},
+};
 
 /// Different units that one process takes.
 pub(crate) const UNITS_MAX: usize = 10_000;
@@ -54,6 +57,7 @@ pub(crate) struct Channel {
 pub(crate) struct SeriesTable {
     inner: RwLock<Interned>,
     hasher: ahash::RandomState,
+    meaning: Option<Arc<MeaningSource>>,
 }
 
 /// What is interned, for many look-ups under one lock.
@@ -69,6 +73,15 @@ pub(crate) struct Interned {
 }
 
 impl SeriesTable {
+    pub(crate) fn new(meaning: MeaningSource) -> Self {
+        Self { meaning: Some(Arc::new(meaning)), ..Self::default() }
+    }
+
+    /// What series mean now; `None` where nobody knows.
+    pub(crate) fn meanings(&self) -> Option<Arc<Meanings>> {
+        self.meaning.as_ref().map(|source| Arc::new(Meanings::new(Arc::clone(source))))
+    }
+
     /// The channels of a batch's series, in the order of its table.
     pub(crate) fn intern(&self, table: &[BatchSeries]) -> Vec<ChannelId> {
         {

@@ -58,6 +58,8 @@ pub struct SqlRequest {
     pub params: Vec<ScalarValue>,
     /// An earlier snapshot instead of the newest state.
     pub as_of: Option<SnapshotAt>,
+    /// What is read, when that is settled already.
+    pub(crate) view: Option<ReadView>,
     pub access: Access,
     /// Rows of one metric in order of entity and time, consumed as they come. Files are merged as they stream, which
     /// takes little memory, instead of read side by side and sorted; `query.max_rows`, which is about answers, does not
@@ -69,7 +71,7 @@ impl SqlRequest {
     /// A question without parameters, about the newest state.
     pub fn new(query: impl Into<String>, access: &Access) -> Self {
         let (params, access) = (Vec::new(), access.clone());
-        Self { query: query.into(), params, as_of: None, access, feeds_rollup: false }
+        Self { query: query.into(), params, as_of: None, view: None, access, feeds_rollup: false }
     }
 }
 
@@ -261,9 +263,10 @@ async fn plan(
     shared: &RuntimeEnv,
 ) -> Result<(datafusion::execution::SendableRecordBatchStream, SessionContext)> {
     let statement = parse_query(&request.query)?;
-    let view: ReadView = match request.as_of {
-        Some(at) => engine.read_view_at(at).await?,
-        None => engine.read_view(),
+    let view = match (request.view, request.as_of) {
+        (Some(view), _) => view,
+        (None, Some(at)) => engine.read_view_at(at).await?,
+        (None, None) => engine.read_view(),
     };
     let environment = RuntimeEnv {
         memory_pool: Arc::new(FairSpillPool::new(memory)),

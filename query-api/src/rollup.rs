@@ -1,12 +1,13 @@
 //! Rollups: readings of a metric in calendar buckets across the hierarchy.
 //!
-//! Three steps, the last two pure: read the raw rows of the entities in question, ordered by entity and time; aggregate
+//! Three steps, the last two pure: read the readings of the entities in question, as rows or summed up by day ([`read`]); aggregate
 //! each entity and bucket on its own ([`aggregate`]); decide which entities count in which bucket and combine them
 //! ([`resolve`]). Raw samples of different entities are never mixed.
 
 mod aggregate;
 mod bucket;
 mod execute;
+mod read;
 mod request;
 mod resolve;
 

@@ -21,8 +21,12 @@ use parquet::{
 };
 use wattlake_catalog::{BlockSums, EntityId, FileBounds, NewDataFile, Quality, StoredFile};
 
-use super::{Storage, measurement_schema};
-use crate::{Error, Result, SeriesKey, UnitId, rows::Rows};
+use super::{
+    Storage,
+    day_summaries::{DaySummaryWriter, embed, length_entry},
+    measurement_schema,
+};
+use crate::{Error, Result, SeriesKey, UnitId, meaning::Meanings, rows::Rows};
 
 /// Rows of a row group: one group of a metric is skipped as a whole, larger ones compress no better.
 const ROW_GROUP_ROWS: usize = 1 << 20;
@@ -72,6 +76,8 @@ pub(crate) struct DataFileEncoder {
     schema: Arc<Schema>,
     writer: ArrowWriter<Vec<u8>>,
     columns: Columns,
+    /// Only in files that live long.
+    days: Option<DaySummaryWriter>,
     rows: u64,
     bounds: Option<Bounds>,
 }
@@ -85,6 +91,12 @@ struct Bounds {
 impl DataFileEncoder {
     pub(crate) fn new(level: Level) -> Result<Self> {
         Self::with_properties(level, properties(level))
+    }
+
+    /// A file that also holds the summaries of its days.
+    pub(crate) fn with_day_summaries(level: Level, meanings: Arc<Meanings>) -> Result<Self> {
+        let days = Some(DaySummaryWriter::new(meanings)?);
+        Ok(Self { days, ..Self::new(level)? })
     }
 
     /// A file that is read once and soon: written fast instead of small.
@@ -106,7 +118,7 @@ impl DataFileEncoder {
         // Readers see plain strings: the Arrow schema, with its dictionaries, stays out of the file.
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
-        Ok(Self { level, schema, writer, columns: Columns::default(), rows: 0, bounds: None })
+        Ok(Self { level, schema, writer, columns: Columns::default(), days: None, rows: 0, bounds: None })
     }
 
     pub(crate) fn rows(&self) -> u64 {
@@ -140,6 +152,9 @@ impl DataFileEncoder {
             bounds.metric.1 = Arc::clone(&key.metric);
         }
         self.rows += range.len() as u64;
+        if let Some(days) = &mut self.days {
+            days.append(key, rows, range.clone())?;
+        }
         let mut rest = range;
         while !rest.is_empty() {
             let take = rest.len().min(BATCH_ROWS - self.columns.len());
@@ -166,7 +181,15 @@ impl DataFileEncoder {
         if self.columns.len() > 0 {
             self.write_columns()?;
         }
-        let bytes = Bytes::from(self.writer.into_inner()?);
+        let days = self.days.take().map(DaySummaryWriter::finish).transpose()?;
+        if let Some(table) = &days {
+            self.writer.append_key_value_metadata(length_entry(table));
+        }
+        let mut bytes = self.writer.into_inner()?;
+        if let Some(table) = &days {
+            embed(&mut bytes, table)?;
+        }
+        let bytes = Bytes::from(bytes);
         let stored = describe(Storage::new_data_path(month), &bytes)?;
         let Bounds { ts, entity, metric } = bounds;
         let file = NewDataFile {

@@ -74,11 +74,28 @@ struct Group {
     rows: Range<usize>,
 }
 
-fn candidate_groups(
+/// The least and the greatest metric and entity of a row group.
+pub(super) struct KeyBounds {
+    /// Missing statistics exclude nothing.
+    metric: Option<(String, String)>,
+    entity: Option<(String, String)>,
+}
+
+impl KeyBounds {
+    /// Whether it may hold rows of a metric and of an entity in a range; both are inclusive.
+    pub(super) fn may_hold(&self, metric: &str, low: &str, high: &str) -> bool {
+        let overlaps = |bounds: &Option<(String, String)>, low: &str, high: &str| {
+            bounds.as_ref().is_none_or(|(min, max)| min.as_str() <= high && low <= max.as_str())
+        };
+        overlaps(&self.metric, metric, metric) && overlaps(&self.entity, low, high)
+    }
+}
+
+/// The bounds of each row group.
+pub(super) fn key_bounds(
     metadata: &ParquetMetaData,
-    schema: &arrow::datatypes::SchemaRef,
-    wanted: &[WantedSeries],
-) -> Result<Vec<Group>> {
+    schema: &arrow::datatypes::Schema,
+) -> Result<Vec<KeyBounds>> {
     let parquet_schema = metadata.file_metadata().schema_descr();
     let bounds = |column: &str| -> Result<(StringArray, StringArray)> {
         let converter = StatisticsConverter::try_new(column, schema, parquet_schema)?;
@@ -93,20 +110,30 @@ fn candidate_groups(
     };
     let (metric_min, metric_max) = bounds("metric")?;
     let (entity_min, entity_max) = bounds("entity_id")?;
-    let within = |min: &StringArray, max: &StringArray, i: usize, text: &str| {
-        // Missing statistics keep the group.
-        (min.is_null(i) || min.value(i) <= text) && (max.is_null(i) || max.value(i) >= text)
+    let pair = |min: &StringArray, max: &StringArray, i: usize| {
+        (min.is_valid(i) && max.is_valid(i)).then(|| (min.value(i).to_owned(), max.value(i).to_owned()))
     };
+    let bounds = (0..metadata.num_row_groups()).map(|i| KeyBounds {
+        metric: pair(&metric_min, &metric_max, i),
+        entity: pair(&entity_min, &entity_max, i),
+    });
+    Ok(bounds.collect())
+}
+
+fn candidate_groups(
+    metadata: &ParquetMetaData,
+    schema: &arrow::datatypes::Schema,
+    wanted: &[WantedSeries],
+) -> Result<Vec<Group>> {
+    let wanted: Vec<_> = wanted.iter().map(|series| (&*series.metric, series.entity.to_string())).collect();
     let mut groups = Vec::new();
     let mut start = 0;
-    for (index, group) in metadata.row_groups().iter().enumerate() {
+    for (index, (group, bounds)) in
+        metadata.row_groups().iter().zip(key_bounds(metadata, schema)?).enumerate()
+    {
         let rows = start..start + group.num_rows() as usize;
         start = rows.end;
-        let hit = wanted.iter().any(|series| {
-            within(&metric_min, &metric_max, index, &series.metric)
-                && within(&entity_min, &entity_max, index, &series.entity.to_string())
-        });
-        if hit {
+        if wanted.iter().any(|(metric, entity)| bounds.may_hold(metric, entity, entity)) {
             groups.push(Group { index, rows });
         }
     }

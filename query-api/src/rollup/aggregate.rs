@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use wattlake_catalog::Quality;
 use wattlake_config::MetricKind;
+use wattlake_engine::{HOLD_CADENCES, Point, Summary, register_step};
 
 use super::bucket::Buckets;
 
@@ -14,6 +15,30 @@ pub(crate) struct Sample {
     pub ts: i64,
     pub value: f64,
     pub quality: Quality,
+}
+
+/// What an entity's readings are given as, in order of time: one by one, or summed up where all of them lie in one bucket, or
+/// outside of the range asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Item<'a> {
+    Row(Sample),
+    Day(&'a Summary),
+}
+
+impl Item<'_> {
+    fn first(&self) -> Point {
+        match self {
+            Self::Row(Sample { ts, value, .. }) => Point { ts: *ts, value: *value },
+            Self::Day(day) => day.first,
+        }
+    }
+
+    fn last(&self) -> Point {
+        match self {
+            Self::Row(_) => self.first(),
+            Self::Day(day) => day.last,
+        }
+    }
 }
 
 /// Which number is asked for.
@@ -53,11 +78,6 @@ pub(crate) struct Rules {
     pub to: i64,
 }
 
-/// A gauge's reading stands for this many cadences at most when the next one is missing.
-pub(crate) const HOLD_CADENCES: i64 = 2;
-/// A register that falls below this share of its last value was reset; a smaller fall is a glitch.
-const RESET_BELOW: f64 = 0.5;
-
 /// Accumulates samples that come in order of time.
 #[derive(Clone, Debug, Default)]
 struct Accumulator {
@@ -76,62 +96,79 @@ struct Accumulator {
     values: Vec<f64>,
 }
 
-/// Aggregates the samples of one entity, ordered by time, per bucket. Buckets without any readings are absent.
-pub(crate) fn aggregate(samples: &[Sample], buckets: &Buckets, rules: &Rules) -> BTreeMap<usize, Cell> {
+/// Aggregates the readings of one entity per bucket. Buckets without any readings are absent. `None`: one of the days does
+/// not say enough, its rows are needed.
+pub(crate) fn aggregate(
+    items: &[Item<'_>],
+    buckets: &Buckets,
+    rules: &Rules,
+) -> Option<BTreeMap<usize, Cell>> {
     let mut cells: BTreeMap<usize, Accumulator> = BTreeMap::new();
     let keeps_values = matches!(rules.aggregation, Aggregation::Percentile(_));
-    for sample in samples.iter().filter(|sample| (rules.from..rules.to).contains(&sample.ts)) {
-        let Some(index) = buckets.index(sample.ts) else { continue };
+    for item in items.iter().filter(|item| rules.holds(item)) {
+        let Some(index) = buckets.index(item.first().ts) else { continue };
         let cell = cells.entry(index).or_default();
-        cell.count += 1;
-        cell.estimated += u64::from(sample.quality == Quality::Estimated);
-        cell.sum += sample.value;
-        cell.min = Some(cell.min.map_or(sample.value, |min| min.min(sample.value)));
-        cell.max = Some(cell.max.map_or(sample.value, |max| max.max(sample.value)));
-        cell.first.get_or_insert(sample.value);
-        cell.last = Some(sample.value);
-        if keeps_values {
-            cell.values.push(sample.value);
+        match item {
+            Item::Row(sample) => {
+                cell.add_row(sample);
+                if keeps_values {
+                    cell.values.push(sample.value);
+                }
+            }
+            Item::Day(day) => cell.add_day(day),
         }
     }
     match (rules.kind, rules.aggregation) {
         (MetricKind::GaugeExtensive, Aggregation::Default | Aggregation::Avg) => {
-            weigh_by_time(samples, buckets, rules, &mut cells);
+            weigh_by_time(items, buckets, rules, &mut cells);
         }
         (MetricKind::Register, Aggregation::Default | Aggregation::Sum) => {
-            book_increases(samples, buckets, rules, &mut cells);
+            book_increases(items, buckets, rules, &mut cells)?;
         }
         _ => {}
     }
-    cells
-        .into_iter()
-        .filter_map(|(index, cell)| {
-            let value = cell.value(rules)?;
-            Some((index, Cell { value, count: cell.count, estimated: cell.estimated }))
-        })
-        .collect()
+    let cells = cells.into_iter().filter_map(|(index, cell)| {
+        let value = cell.value(rules)?;
+        Some((index, Cell { value, count: cell.count, estimated: cell.estimated }))
+    });
+    Some(cells.collect())
+}
+
+impl Rules {
+    /// Whether a reading counts, or only gives what reaches into the range.
+    fn holds(&self, item: &Item<'_>) -> bool {
+        (self.from..self.to).contains(&item.first().ts)
+    }
 }
 
 /// Each sample stands until the next one, at most [`HOLD_CADENCES`]; spans are split at bucket edges.
 fn weigh_by_time(
-    samples: &[Sample],
+    items: &[Item<'_>],
     buckets: &Buckets,
     rules: &Rules,
     cells: &mut BTreeMap<usize, Accumulator>,
 ) {
     let hold = rules.cadence * HOLD_CADENCES;
-    for (i, sample) in samples.iter().enumerate() {
+    for (i, item) in items.iter().enumerate() {
+        if let Item::Day(day) = item
+            && rules.holds(item)
+            && let Some(cell) = buckets.index(day.first.ts).and_then(|index| cells.get_mut(&index))
+        {
+            cell.weighted += day.weighted;
+            cell.covered += day.covered as f64;
+        }
+        let last = item.last();
         // The last sample is taken to stand for one cadence: nothing says more.
-        let next = samples.get(i + 1).map_or(sample.ts + rules.cadence, |next| next.ts);
-        let end = next.min(sample.ts + hold).min(rules.to);
-        let mut start = sample.ts.max(rules.from);
+        let next = items.get(i + 1).map_or(last.ts + rules.cadence, |next| next.first().ts);
+        let end = next.min(last.ts + hold).min(rules.to);
+        let mut start = last.ts.max(rules.from);
         while start < end {
             let Some(index) = buckets.index(start) else { break };
             let stop = end.min(buckets.edges[index + 1]);
             // A span that only reaches into a bucket without readings of its own does not make it one.
             if let Some(cell) = cells.get_mut(&index) {
                 let span = (stop - start) as f64;
-                cell.weighted += sample.value * span;
+                cell.weighted += last.value * span;
                 cell.covered += span;
             }
             start = stop;
@@ -139,30 +176,41 @@ fn weigh_by_time(
     }
 }
 
-/// Books each increase where its interval begins. Across a gap it is spread evenly and counts as estimated.
+/// Books each increase where its interval begins. Across a gap it is spread evenly and counts as estimated. `None` when a day
+/// begins with a glitch: what comes after it depends on what was before.
 fn book_increases(
-    samples: &[Sample],
+    items: &[Item<'_>],
     buckets: &Buckets,
     rules: &Rules,
     cells: &mut BTreeMap<usize, Accumulator>,
-) {
+) -> Option<()> {
     let hold = rules.cadence * HOLD_CADENCES;
-    let mut previous: Option<Sample> = None;
-    for sample in samples {
-        let Some(before) = previous else {
-            previous = Some(*sample);
-            continue;
-        };
-        let step = if sample.value >= before.value {
-            sample.value - before.value
-        } else if sample.value < before.value * RESET_BELOW {
-            sample.value
-        } else {
+    let mut previous: Option<Point> = None;
+    for item in items {
+        let first = item.first();
+        let step = previous.map(|before| (before, register_step(before.value, first.value)));
+        match item {
             // A glitch: the register is taken up again where it was.
-            continue;
-        };
-        previous = Some(*sample);
-        let span = sample.ts - before.ts;
+            Item::Row(_) if matches!(step, Some((_, None))) => continue,
+            Item::Row(_) => previous = Some(first),
+            Item::Day(day) => {
+                if matches!(step, Some((_, None))) {
+                    return None;
+                }
+                previous = Some(day.register);
+                if let Some(increase) = day.increase
+                    && rules.holds(item)
+                    && let Some(index) = buckets.index(first.ts)
+                {
+                    let cell = cells.entry(index).or_default();
+                    cell.increase += increase;
+                    cell.has_increase = true;
+                    cell.estimated += day.gaps;
+                }
+            }
+        }
+        let Some((before, Some(step))) = step else { continue };
+        let span = first.ts - before.ts;
         if span <= hold {
             if (rules.from..rules.to).contains(&before.ts)
                 && let Some(index) = buckets.index(before.ts)
@@ -173,7 +221,7 @@ fn book_increases(
             }
             continue;
         }
-        let (mut start, end) = (before.ts.max(rules.from), sample.ts.min(rules.to));
+        let (mut start, end) = (before.ts.max(rules.from), first.ts.min(rules.to));
         while start < end {
             let Some(index) = buckets.index(start) else { break };
             let stop = end.min(buckets.edges[index + 1]);
@@ -184,9 +232,33 @@ fn book_increases(
             start = stop;
         }
     }
+    Some(())
 }
 
 impl Accumulator {
+    fn add_row(&mut self, sample: &Sample) {
+        self.count += 1;
+        self.estimated += u64::from(sample.quality == Quality::Estimated);
+        self.sum += sample.value;
+        self.extremes(sample.value, sample.value);
+        self.first.get_or_insert(sample.value);
+        self.last = Some(sample.value);
+    }
+
+    fn add_day(&mut self, day: &Summary) {
+        self.count += day.count;
+        self.estimated += day.estimated;
+        self.sum += day.sum;
+        self.extremes(day.min, day.max);
+        self.first.get_or_insert(day.first.value);
+        self.last = Some(day.last.value);
+    }
+
+    fn extremes(&mut self, min: f64, max: f64) {
+        self.min = Some(self.min.map_or(min, |known| known.min(min)));
+        self.max = Some(self.max.map_or(max, |known| known.max(max)));
+    }
+
     fn value(&self, rules: &Rules) -> Option<f64> {
         let mean = || (self.count > 0).then(|| self.sum / self.count as f64);
         match rules.aggregation {

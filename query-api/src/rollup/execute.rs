@@ -5,34 +5,25 @@ use std::{
     sync::Arc,
 };
 
-use arrow::{
-    array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, UInt64Array},
-    datatypes::{Float64Type, TimestampMicrosecondType},
-};
+use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, UInt64Array};
 use datafusion::common::ScalarValue;
-use futures::StreamExt;
 use jiff::{Timestamp, civil, tz::TimeZone};
-use wattlake_catalog::{Access, EntityId, Fleet, Quality, SiteId};
+use wattlake_catalog::{Access, EntityId, Fleet, SiteId};
 use wattlake_config::MetricKind;
+use wattlake_engine::{ReadView, cadence_micros};
 
 use super::{
-    aggregate::{Aggregation, Cell, HOLD_CADENCES, Rules, Sample, aggregate},
+    aggregate::{Aggregation, Cell},
     bucket::{Buckets, Width, civil_label},
+    read::{Cells, DaysRead, Reader},
     request::{Fill, GroupBy, RollupRequest},
     resolve::{Contribution, Mode, resolve},
 };
 use crate::{
-    error::{ApiError, Kind, Result},
+    error::{ApiError, Result},
     query::{QueryService, SqlRequest},
     time::format_instant,
 };
-
-/// Entity-bucket pairs of one rollup.
-const CELLS_MAX: usize = 5_000_000;
-/// More entities than this are read as "all" and picked from the rows.
-const ENTITIES_LISTED_MAX: usize = 5_000;
-/// Cadence of entities that have none of their own.
-const CADENCE_SECONDS: i64 = 900;
 
 /// The part of the fleet that is asked about, site by site.
 struct Scope {
@@ -57,21 +48,41 @@ pub(crate) async fn rollup(
     access: &Access,
 ) -> Result<RecordBatch> {
     let engine = service.engine();
+    let view = match &request.as_of {
+        Some(at) => engine.read_view_at(at.clone()).await?,
+        None => engine.read_view(),
+    };
+    let (batch, days) = rollup_with(service, request, &view, access, DaysRead::WherePossible).await?;
+    metrics::counter!("wattlake_rollup_days_total").increment(days as u64);
+    Ok(batch)
+}
+
+/// As [`rollup`], of one view; answers also how many days stood for their rows.
+pub(super) async fn rollup_with(
+    service: &QueryService,
+    request: &RollupRequest,
+    view: &ReadView,
+    access: &Access,
+    days: DaysRead,
+) -> Result<(RecordBatch, usize)> {
+    let engine = service.engine();
     let fleet = engine.catalog().fleet();
     let default_zone = TimeZone::get(&engine.settings().time_zone.0).unwrap_or(TimeZone::UTC);
     let scope = Scope::new(&fleet, request, access, &default_zone)?;
-    let cells = read_cells(service, &fleet, &scope, request, access).await?;
     let metric = engine.metrics().get(&request.metric);
     let kind = engine.metrics().kind(&request.metric);
+    let buckets = scope.buckets();
+    let reader = Reader { service, view, fleet: &fleet, request, access, kind, days, buckets };
+    let (cells, days) = reader.read().await?;
     let weighted = metric.is_some_and(|metric| metric.weight_by_capacity);
     let unit = match metric {
         Some(metric) => metric.unit.clone(),
-        None => unit_of(service, request, access).await?,
+        None => unit_of(service, view, request, access).await?,
     };
     let now = Timestamp::from_microsecond(engine.clock().now_micros()).unwrap_or_default();
     let mut groups = group(&fleet, &scope, request, &cells, now);
     let rows = groups.finish(request, kind, weighted, &default_zone)?;
-    to_batch(rows, request.by, &unit)
+    Ok((to_batch(rows, request.by, &unit)?, days))
 }
 
 impl Scope {
@@ -129,6 +140,14 @@ impl Scope {
         }
         Ok(Self { sites })
     }
+
+    /// The buckets of every entity that may contribute.
+    fn buckets(&self) -> BTreeMap<EntityId, Arc<Buckets>> {
+        let of_site = |site: &SiteScope| {
+            site.universe.iter().map(|id| (*id, Arc::clone(&site.buckets))).collect::<Vec<_>>()
+        };
+        self.sites.iter().flat_map(of_site).collect()
+    }
 }
 
 /// Drops roots below other roots, which would count twice; asked meter by meter, every meter is a root of its own.
@@ -143,114 +162,15 @@ fn outermost(fleet: &Fleet, roots: Vec<EntityId>, per_meter: bool) -> Vec<Entity
     roots.difference(&below).copied().collect()
 }
 
-type Cells = HashMap<EntityId, BTreeMap<usize, Cell>>;
-
-fn cadence_micros(fleet: &Fleet, entity: EntityId) -> i64 {
-    let meter = fleet.entity(entity).map(|entity| entity.meter_id()).and_then(|id| fleet.meter(id));
-    meter.map_or(CADENCE_SECONDS, |meter| meter.reading_frequency.seconds()) * 1_000_000
-}
-
-/// Reads the raw rows, entity by entity in order of time, and aggregates each.
-async fn read_cells(
+async fn unit_of(
     service: &QueryService,
-    fleet: &Fleet,
-    scope: &Scope,
+    view: &ReadView,
     request: &RollupRequest,
     access: &Access,
-) -> Result<Cells> {
-    let mut buckets_of: HashMap<EntityId, &Arc<Buckets>> = HashMap::new();
-    for site in &scope.sites {
-        buckets_of.extend(site.universe.iter().map(|entity| (*entity, &site.buckets)));
-    }
-    if buckets_of.is_empty() {
-        return Ok(Cells::new());
-    }
-    let kind = service.engine().metrics().kind(&request.metric);
-    // Spans of gauges and registers reach across the edges of the range.
-    let reach = match kind {
-        MetricKind::GaugeExtensive | MetricKind::Register => {
-            buckets_of.keys().map(|entity| cadence_micros(fleet, *entity)).max().unwrap_or(0) * HOLD_CADENCES
-        }
-        MetricKind::GaugeIntensive | MetricKind::Interval => 0,
-    };
-    let (from, to) = (request.from.as_microsecond(), request.to.as_microsecond());
-    let qualities: Vec<_> = request.qualities.iter().map(|q| format!("'{q}'")).collect();
-    let mut query = format!(
-        "SELECT entity_id, timestamp, value, quality FROM measurements WHERE metric = $1 AND timestamp >= $2 AND \
-         timestamp < $3 AND quality IN ({})",
-        qualities.join(", ")
-    );
-    if buckets_of.len() <= ENTITIES_LISTED_MAX {
-        let ids: Vec<_> = buckets_of.keys().map(|id| format!("'{id}'")).collect();
-        query += &format!(" AND entity_id IN ({})", ids.join(", "));
-    }
-    query += " ORDER BY entity_id, timestamp";
-    let time = |micros: i64| ScalarValue::TimestampMicrosecond(Some(micros), Some(Arc::from("UTC")));
-    let params = vec![
-        ScalarValue::from(request.metric.as_str()),
-        time(from - reach),
-        time(to.saturating_add(reach).saturating_add(1)),
-    ];
-    let sql = SqlRequest {
-        params,
-        as_of: request.as_of.clone(),
-        feeds_rollup: true,
-        ..SqlRequest::new(query, access)
-    };
-    let mut stream = service.sql(sql).await?;
-    let mut cells = Cells::new();
-    let mut total = 0;
-    let mut current: Option<(EntityId, String)> = None;
-    let mut samples: Vec<Sample> = Vec::new();
-    let mut close = |entity: Option<EntityId>, samples: &mut Vec<Sample>| -> Result<()> {
-        if let Some(entity) = entity
-            && let Some(buckets) = buckets_of.get(&entity)
-        {
-            let rules = Rules {
-                kind,
-                aggregation: request.aggregation,
-                cadence: cadence_micros(fleet, entity),
-                from,
-                to,
-            };
-            let of_entity = aggregate(samples, buckets, &rules);
-            total += of_entity.len();
-            cells.insert(entity, of_entity);
-        }
-        samples.clear();
-        if total > CELLS_MAX {
-            let message =
-                format!("the rollup has more than {CELLS_MAX} entity-bucket pairs; choose wider buckets");
-            return Err(ApiError::new(Kind::Unprocessable, message));
-        }
-        Ok(())
-    };
-    while let Some(batch) = stream.next().await {
-        let batch = batch?;
-        let text = |column: usize| {
-            let views = batch.column(column).as_string_view_opt();
-            views.ok_or_else(|| ApiError::internal("the rows of a rollup have unexpected types"))
-        };
-        let (entity, quality) = (text(0)?, text(3)?);
-        let ts = batch.column(1).as_primitive::<TimestampMicrosecondType>();
-        let value = batch.column(2).as_primitive::<Float64Type>();
-        for i in 0..batch.num_rows() {
-            let id = entity.value(i);
-            if current.as_ref().is_none_or(|(_, known)| known != id) {
-                close(current.map(|(id, _)| id), &mut samples)?;
-                current = Some((id.parse()?, id.to_owned()));
-            }
-            let quality: Quality = quality.value(i).parse()?;
-            samples.push(Sample { ts: ts.value(i), value: value.value(i), quality });
-        }
-    }
-    close(current.map(|(id, _)| id), &mut samples)?;
-    Ok(cells)
-}
-
-async fn unit_of(service: &QueryService, request: &RollupRequest, access: &Access) -> Result<String> {
+) -> Result<String> {
     let mut sql = SqlRequest::new("SELECT unit FROM measurements WHERE metric = $1 LIMIT 1", access);
     sql.params = vec![ScalarValue::from(request.metric.as_str())];
+    sql.view = Some(view.clone());
     let (_, batches) = service.collect(sql).await?;
     let unit = batches.iter().find(|batch| batch.num_rows() > 0).map(|batch| {
         let text = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8);

@@ -1,12 +1,15 @@
+mod days;
+
 use std::collections::BTreeMap;
 
 use jiff::{Timestamp, tz::TimeZone};
 use proptest::prelude::*;
 use wattlake_catalog::Quality;
 use wattlake_config::MetricKind;
+use wattlake_engine::{Point, Summary};
 
 use super::{
-    aggregate::{Aggregation, Cell, Rules, Sample, aggregate},
+    aggregate::{Aggregation, Cell, Item, Rules, Sample, aggregate},
     bucket::{Buckets, Width},
 };
 
@@ -83,6 +86,11 @@ fn rules(kind: MetricKind, aggregation: Aggregation, to: i64) -> Rules {
     Rules { kind, aggregation, cadence: 15 * MINUTE, from: 0, to }
 }
 
+fn of_rows(samples: &[Sample], buckets: &Buckets, rules: &Rules) -> BTreeMap<usize, Cell> {
+    let items: Vec<_> = samples.iter().map(|sample| Item::Row(*sample)).collect();
+    aggregate(&items, buckets, rules).expect("rows are enough")
+}
+
 fn hours(n: i64) -> Buckets {
     Buckets { edges: (0..=n).map(|i| i * 60 * MINUTE).collect() }
 }
@@ -99,16 +107,13 @@ fn values(cells: &BTreeMap<usize, Cell>) -> Vec<(usize, f64)> {
 fn power_is_weighted_by_time() {
     let samples =
         [good(0, 10.0), good(15, 20.0), good(30, 30.0), good(45, 40.0), good(60, 8.0), good(62, 4.0)];
-    let cells = aggregate(
-        &samples,
-        &hours(2),
-        &rules(MetricKind::GaugeExtensive, Aggregation::Default, 120 * MINUTE),
-    );
+    let cells =
+        of_rows(&samples, &hours(2), &rules(MetricKind::GaugeExtensive, Aggregation::Default, 120 * MINUTE));
     // The second hour: 8 for two minutes, 4 for the cadence of 15.
     assert_eq!(values(&cells), [(0, 25.0), (1, ((8.0 * 2.0 + 4.0 * 15.0) / 17.0 * 1e6f64).round() / 1e6)]);
     let gap = [good(0, 10.0), good(50, 1.0)];
     let cells =
-        aggregate(&gap, &hours(1), &rules(MetricKind::GaugeExtensive, Aggregation::Default, 60 * MINUTE));
+        of_rows(&gap, &hours(1), &rules(MetricKind::GaugeExtensive, Aggregation::Default, 60 * MINUTE));
     // A reading stands for two cadences at most: 10 for 30 minutes, 1 for the 10 that are left.
     assert_eq!(values(&cells), [(0, ((10.0 * 30.0 + 1.0 * 10.0) / 40.0 * 1e6f64).round() / 1e6)]);
 }
@@ -117,7 +122,7 @@ fn power_is_weighted_by_time() {
 fn registers_are_booked_by_increase() {
     let kind = MetricKind::Register;
     let of = |samples: &[Sample], n: i64| {
-        values(&aggregate(samples, &hours(n), &rules(kind, Aggregation::Default, n * 60 * MINUTE)))
+        values(&of_rows(samples, &hours(n), &rules(kind, Aggregation::Default, n * 60 * MINUTE)))
     };
     assert_eq!(of(&[good(0, 100.0), good(15, 101.0), good(30, 103.0), good(60, 104.0)], 1), [(0, 4.0)]);
     // A reset counts from zero; a small fall is a glitch that books nothing.
@@ -133,7 +138,7 @@ proptest! {
     fn simple_aggregates_equal_the_obvious_ones(minutes in prop::collection::btree_map(0i64..300, -100i32..100, 1..60)) {
         let samples: Vec<_> = minutes.iter().map(|(m, v)| good(*m, f64::from(*v))).collect();
         let buckets = hours(5);
-        let cells = |aggregation| aggregate(&samples, &buckets, &rules(MetricKind::Interval, aggregation, 300 * MINUTE));
+        let cells = |aggregation| of_rows(&samples, &buckets, &rules(MetricKind::Interval, aggregation, 300 * MINUTE));
         for hour in 0..5usize {
             let mut inside: Vec<f64> =
                 minutes.iter().filter(|(m, _)| **m / 60 == hour as i64).map(|(_, v)| f64::from(*v)).collect();
@@ -153,6 +158,84 @@ proptest! {
             prop_assert_eq!(get(Aggregation::Max), inside.last().copied());
             let median = (inside[(inside.len() - 1) / 2] + inside[inside.len() / 2]) / 2.0;
             prop_assert!((get(Aggregation::Percentile(50)).expect("median") - median).abs() < 1e-9);
+        }
+    }
+}
+
+/// Readings of a register or a gauge as fleets send them: regular, with gaps, resets, glitches and all qualities.
+fn readings() -> impl Strategy<Value = Vec<Sample>> {
+    let reading = (
+        prop_oneof![8 => Just(15i64), 1 => 1i64..40, 1 => 40i64..400],
+        prop_oneof![6 => 0i64..40, 1 => -400i64..-1, 1 => -30i64..0],
+        prop_oneof![8 => Just(Quality::Good), 1 => Just(Quality::Estimated)],
+    );
+    prop::collection::vec(reading, 1..300).prop_map(|readings| {
+        let (mut minute, mut value) = (-120, 500i64);
+        let sample = |(pause, step, quality): (i64, i64, Quality)| {
+            minute += pause;
+            value = (value + step).max(0);
+            Sample { ts: minute * MINUTE, value: value as f64 / 8.0, quality }
+        };
+        readings.into_iter().map(sample).collect()
+    })
+}
+
+fn is_near(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    /// ROLL-5 in the small: some of the stretches within a bucket summed up, the others as rows, give the same as all rows.
+    #[test]
+    fn days_say_the_same_as_their_rows(
+        samples in readings(),
+        kind in prop_oneof![
+            Just(MetricKind::GaugeExtensive), Just(MetricKind::GaugeIntensive), Just(MetricKind::Interval), Just(MetricKind::Register)
+        ],
+        aggregation in prop_oneof![
+            4 => Just(Aggregation::Default), 1 => Just(Aggregation::Avg), 1 => Just(Aggregation::Sum), 1 => Just(Aggregation::Min),
+            1 => Just(Aggregation::Max), 1 => Just(Aggregation::Count), 1 => Just(Aggregation::First), 1 => Just(Aggregation::Last)
+        ],
+        cuts in prop::collection::vec((1usize..30, any::<bool>()), 1..60),
+    ) {
+        let buckets = Buckets { edges: (0..=10).map(|i| i * 360 * MINUTE).collect() };
+        let rules = rules(kind, aggregation, 60 * 60 * MINUTE);
+        let expected = of_rows(&samples, &buckets, &rules);
+        let hold = rules.cadence * wattlake_engine::HOLD_CADENCES;
+        let place = |sample: &Sample| (sample.ts < rules.from, sample.ts >= rules.to, buckets.index(sample.ts));
+        let mut stretches: Vec<(Vec<Sample>, bool)> = Vec::new();
+        let mut rest = &samples[..];
+        for (length, is_day) in cuts.iter().cycle() {
+            let Some(first) = rest.first() else { break };
+            let same = rest.iter().take_while(|sample| place(sample) == place(first)).count().min(*length);
+            stretches.push((rest[..same].to_vec(), *is_day));
+            rest = &rest[same..];
+        }
+        let summaries: Vec<Summary> = stretches.iter().map(|(samples, _)| {
+            let mut points = samples.iter().map(|s| (Point { ts: s.ts, value: s.value }, s.quality == Quality::Estimated));
+            let (first, is_estimated) = points.next().expect("one");
+            let mut summary = Summary::of(first, is_estimated);
+            points.for_each(|(point, is_estimated)| summary.push(point, is_estimated, hold));
+            summary
+        }).collect();
+        let mut items = Vec::new();
+        for ((samples, is_day), summary) in stretches.iter().zip(&summaries) {
+            match is_day {
+                true => items.push(Item::Day(summary)),
+                false => items.extend(samples.iter().map(|sample| Item::Row(*sample))),
+            }
+        }
+        // A day that begins with a glitch says so.
+        if let Some(cells) = aggregate(&items, &buckets, &rules) {
+            prop_assert_eq!(cells.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+            for (index, cell) in &cells {
+                let other = &expected[index];
+                prop_assert_eq!((cell.count, cell.estimated), (other.count, other.estimated), "bucket {}", index);
+                prop_assert!(is_near(cell.value, other.value), "bucket {index}: {} and {}", cell.value, other.value);
+            }
+        } else {
+            prop_assert_eq!(kind, MetricKind::Register);
         }
     }
 }

@@ -1,0 +1,459 @@
+//! Summaries by series and day inside a data file, so that rollups by days and more need not read its rows.
+//!
+//! They are a small Parquet table of their own between the file's page index and its footer, where other readers do not look
+//! (docs/formats/day-summaries.md). They live and die with the file, and hold exactly its rows: nothing can make them stale but a delete
+//! file, whose positions tell which days no longer count.
+
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
+
+use arrow::{
+    array::{
+        Array, ArrayRef, AsArray, Float64Builder, Int64Builder, RecordBatch, StringDictionaryBuilder,
+        UInt8Builder,
+    },
+    datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type, Schema, UInt8Type},
+};
+use bytes::Bytes;
+use futures::{FutureExt, TryStreamExt, future::BoxFuture};
+use jiff::{Timestamp, tz::TimeZone};
+use parquet::{
+    arrow::{
+        ArrowWriter, ParquetRecordBatchStreamBuilder, arrow_reader::ArrowReaderOptions,
+        arrow_writer::ArrowWriterOptions, async_reader::AsyncFileReader,
+    },
+    basic::{Compression, Encoding, ZstdLevel},
+    errors::Result as ParquetResult,
+    file::{
+        metadata::{KeyValue, ParquetMetaData, ParquetMetaDataReader},
+        properties::WriterProperties,
+    },
+    schema::types::ColumnPath,
+};
+use wattlake_catalog::{DataFile, EntityId, Quality};
+use wattlake_config::MetricKind;
+
+use super::{Storage, lookup::key_bounds, object_reader::ObjectReader};
+use crate::{
+    Error, Result, SeriesKey,
+    meaning::{Meaning, Meanings},
+    rows::Rows,
+    summary::{HOLD_CADENCES, Point, Summary},
+};
+
+/// Key of the file's metadata that holds the length of the table in bytes.
+const LENGTH_KEY: &str = "wattlake.day_summaries";
+/// Days are read in groups: those of a few series are a small part of a large file.
+const GROUP_DAYS: usize = 16 << 10;
+/// Length of the footer's length and the magic number at the end of a Parquet file.
+const TAIL_BYTES: usize = 8;
+
+/// A day of a series in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DaySummary {
+    pub entity: EntityId,
+    /// How the metric was understood, and what the meter's cadence was, in seconds.
+    pub kind: MetricKind,
+    pub cadence: i64,
+    /// The day's rows in the file, bad ones included.
+    pub rows: Range<u64>,
+    /// Whether all rows of it count: none was deleted or corrected.
+    pub is_whole: bool,
+    /// Of the readings that are good or estimated; `None`: all are bad. The sum of a register is not known.
+    pub summary: Option<Summary>,
+}
+
+const TEXTS: [&str; 2] = ["metric", "entity_id"];
+const INTEGERS: [&str; 10] = [
+    "cadence",
+    "first_row",
+    "rows",
+    "count",
+    "estimated",
+    "first_ts",
+    "span",
+    "covered",
+    "gaps",
+    "register_ts",
+];
+const FLOATS: [&str; 8] = ["first", "last", "min", "max", "sum", "weighted", "increase", "register"];
+
+fn schema() -> Schema {
+    let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let texts = TEXTS.iter().map(|name| Field::new(*name, text.clone(), false));
+    let kind = Field::new("kind", DataType::UInt8, false);
+    let integers = INTEGERS.iter().map(|name| Field::new(*name, DataType::Int64, true));
+    let floats = FLOATS.iter().map(|name| Field::new(*name, DataType::Float64, true));
+    Schema::new(texts.chain([kind]).chain(integers).chain(floats).collect::<Vec<_>>())
+}
+
+fn kind_number(kind: MetricKind) -> u8 {
+    match kind {
+        MetricKind::GaugeExtensive => 0,
+        MetricKind::GaugeIntensive => 1,
+        MetricKind::Interval => 2,
+        MetricKind::Register => 3,
+    }
+}
+
+fn kind_of(number: u8) -> Option<MetricKind> {
+    [MetricKind::GaugeExtensive, MetricKind::GaugeIntensive, MetricKind::Interval, MetricKind::Register]
+        .into_iter()
+        .find(|kind| kind_number(*kind) == number)
+}
+
+/// Sums up the rows of a file while they are written.
+pub(super) struct DaySummaryWriter {
+    meanings: Arc<Meanings>,
+    schema: Arc<Schema>,
+    writer: ArrowWriter<Vec<u8>>,
+    days: Days,
+    open: Option<OpenDay>,
+    rows: u64,
+}
+
+struct OpenDay {
+    key: SeriesKey,
+    meaning: Meaning,
+    /// Where the day ends.
+    end: i64,
+    rows: Range<u64>,
+    summary: Option<Summary>,
+}
+
+/// The start of the day after the one that an instant lies in.
+fn next_day(micros: i64, zone: &TimeZone) -> Option<i64> {
+    let day = Timestamp::from_microsecond(micros).ok()?.to_zoned(zone.clone()).date();
+    Some(day.tomorrow().ok()?.to_zoned(zone.clone()).ok()?.timestamp().as_microsecond())
+}
+
+impl DaySummaryWriter {
+    pub(super) fn new(meanings: Arc<Meanings>) -> Result<Self> {
+        let schema = Arc::new(schema());
+        let mut properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
+            .set_max_row_group_row_count(Some(GROUP_DAYS));
+        for name in ["first_row", "first_ts"] {
+            properties = properties
+                .set_column_dictionary_enabled(ColumnPath::from(name), false)
+                .set_column_encoding(ColumnPath::from(name), Encoding::DELTA_BINARY_PACKED);
+        }
+        for name in FLOATS {
+            properties = properties
+                .set_column_dictionary_enabled(ColumnPath::from(name), false)
+                .set_column_encoding(ColumnPath::from(name), Encoding::BYTE_STREAM_SPLIT);
+        }
+        let options =
+            ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
+        Ok(Self { meanings, schema, writer, days: Days::default(), open: None, rows: 0 })
+    }
+
+    /// Takes the next rows of the file.
+    pub(super) fn append(&mut self, key: &SeriesKey, rows: &Rows, range: Range<usize>) -> Result<()> {
+        let mut start = range.start;
+        while start < range.end {
+            let ts = rows.ts[start];
+            if !self.open.as_ref().is_some_and(|open| open.key == *key && ts < open.end) {
+                self.close()?;
+                let meaning = self.meanings.of(key);
+                let end = next_day(ts, &meaning.zone).unwrap_or(i64::MAX);
+                self.open = Some(OpenDay {
+                    key: key.clone(),
+                    meaning,
+                    end,
+                    rows: self.rows..self.rows,
+                    summary: None,
+                });
+            }
+            let Some(open) = &mut self.open else { continue };
+            let stop = start + rows.ts[start..range.end].partition_point(|ts| *ts < open.end);
+            open.push(rows, start..stop);
+            self.rows += (stop - start) as u64;
+            start = stop;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        self.days.append(&open);
+        if self.days.len == GROUP_DAYS {
+            self.write_group()?;
+        }
+        Ok(())
+    }
+
+    fn write_group(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.days).finish(&self.schema)?;
+        Ok(self.writer.write(&batch)?)
+    }
+
+    /// The table.
+    pub(super) fn finish(mut self) -> Result<Vec<u8>> {
+        self.close()?;
+        self.write_group()?;
+        Ok(self.writer.into_inner()?)
+    }
+}
+
+impl OpenDay {
+    fn push(&mut self, rows: &Rows, range: Range<usize>) {
+        self.rows.end += range.len() as u64;
+        let hold = self.meaning.cadence * HOLD_CADENCES;
+        for row in range {
+            let is_estimated = match rows.quality[row] {
+                Quality::Bad => continue,
+                Quality::Good => false,
+                Quality::Estimated => true,
+            };
+            let point = Point { ts: rows.ts[row], value: rows.value[row] };
+            match &mut self.summary {
+                Some(summary) => summary.push(point, is_estimated, hold),
+                None => self.summary = Some(Summary::of(point, is_estimated)),
+            }
+        }
+    }
+}
+
+/// Days as columns. What follows from other columns is null.
+struct Days {
+    len: usize,
+    texts: [StringDictionaryBuilder<Int32Type>; TEXTS.len()],
+    kind: UInt8Builder,
+    integers: [Int64Builder; INTEGERS.len()],
+    floats: [Float64Builder; FLOATS.len()],
+}
+
+impl Default for Days {
+    fn default() -> Self {
+        Self {
+            len: 0,
+            texts: std::array::from_fn(|_| StringDictionaryBuilder::new()),
+            kind: UInt8Builder::new(),
+            integers: std::array::from_fn(|_| Int64Builder::new()),
+            floats: std::array::from_fn(|_| Float64Builder::new()),
+        }
+    }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+impl Days {
+    fn append(&mut self, day: &OpenDay) {
+        self.len += 1;
+        self.texts[0].append_value(&*day.key.metric);
+        self.texts[1].append_value(day.key.entity.to_string());
+        let kind = day.meaning.kind;
+        self.kind.append_value(kind_number(kind));
+        let s = day.summary.as_ref();
+        let is_gauge = kind == MetricKind::GaugeExtensive;
+        let register = s.filter(|_| kind == MetricKind::Register);
+        // A register that only rises is known by its first and its last value.
+        let irregular = register.filter(|s| !s.is_rising);
+        let uneven = s.filter(|s| is_gauge && s.count > 1 && s.step.is_none());
+        let unless_rising = s.filter(|s| register.is_none() || !s.is_rising);
+        let integers = [
+            Some(day.meaning.cadence / 1_000_000),
+            Some(signed(day.rows.start)),
+            Some(signed(day.rows.end - day.rows.start)),
+            s.map(|s| signed(s.count)),
+            s.map(|s| signed(s.estimated)),
+            s.map(|s| s.first.ts),
+            s.map(|s| s.last.ts - s.first.ts),
+            uneven.map(|s| s.covered),
+            irregular.map(|s| signed(s.gaps)),
+            irregular.map(|s| s.register.ts),
+        ];
+        let floats = [
+            s.map(|s| s.first.value),
+            s.map(|s| s.last.value),
+            unless_rising.map(|s| s.min),
+            unless_rising.map(|s| s.max),
+            s.filter(|_| register.is_none()).map(|s| s.sum),
+            uneven.map(|s| s.weighted),
+            irregular.and_then(|s| s.increase),
+            irregular.map(|s| s.register.value),
+        ];
+        self.integers.iter_mut().zip(integers).for_each(|(column, value)| column.append_option(value));
+        self.floats.iter_mut().zip(floats).for_each(|(column, value)| column.append_option(value));
+    }
+
+    fn finish(mut self, schema: &Arc<Schema>) -> Result<RecordBatch> {
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        columns.extend(self.texts.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.push(Arc::new(self.kind.finish()));
+        columns.extend(self.integers.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.extend(self.floats.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+    }
+}
+
+/// The entry of the file's metadata for a table of this length.
+pub(super) fn length_entry(table: &[u8]) -> KeyValue {
+    KeyValue::new(LENGTH_KEY.to_owned(), table.len().to_string())
+}
+
+/// Puts the table before the footer of a file whose metadata says its length.
+pub(super) fn embed(file: &mut Vec<u8>, table: &[u8]) -> Result<()> {
+    let too_short = || Error::internal("an encoded Parquet file is too short");
+    let tail = file.len().checked_sub(TAIL_BYTES).ok_or_else(too_short)?;
+    let length = file[tail..].first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
+    let footer = tail.checked_sub(length).ok_or_else(too_short)?;
+    file.splice(footer..footer, table.iter().copied());
+    Ok(())
+}
+
+/// Where the table lies in a file; `None` when it has none.
+fn find(file: &DataFile, metadata: &ParquetMetaData) -> Option<Range<u64>> {
+    let entries = metadata.file_metadata().key_value_metadata()?;
+    let length = entries.iter().find(|entry| entry.key == LENGTH_KEY)?.value.as_ref()?.parse::<u64>().ok()?;
+    let end = file.stored.bytes.checked_sub(TAIL_BYTES as u64 + file.stored.footer_bytes)?;
+    Some(end.checked_sub(length)?..end)
+}
+
+/// A Parquet file inside another one.
+struct EmbeddedReader {
+    file: ObjectReader,
+    place: Range<u64>,
+}
+
+impl AsyncFileReader for EmbeddedReader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
+        let start = self.place.start;
+        self.file.get_bytes(start + range.start..start + range.end)
+    }
+
+    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, ParquetResult<Vec<Bytes>>> {
+        let start = self.place.start;
+        self.file.get_byte_ranges(ranges.iter().map(|r| start + r.start..start + r.end).collect())
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        _options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, ParquetResult<Arc<ParquetMetaData>>> {
+        async move {
+            let bytes = self.place.end - self.place.start;
+            let reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(bytes.min(64 << 10) as usize));
+            reader.load_and_finish(self, bytes).await.map(Arc::new)
+        }
+        .boxed()
+    }
+}
+
+/// The days of a metric in a file, in the order of its rows, of entities in a range; `None` when the file has no summaries.
+pub(crate) async fn read_day_summaries(
+    storage: &Storage,
+    file: &DataFile,
+    metric: &str,
+    entities: &RangeInclusive<EntityId>,
+) -> Result<Option<Vec<DaySummary>>> {
+    let mut reader = ObjectReader::new(storage, &file.stored);
+    let metadata = reader.get_metadata(None).await?;
+    let Some(place) = find(file, &metadata) else { return Ok(None) };
+    let schema = Arc::new(schema());
+    let options = ArrowReaderOptions::new().with_schema(Arc::clone(&schema));
+    let reader = EmbeddedReader { file: reader, place };
+    let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
+    let (low, high) = (entities.start().to_string(), entities.end().to_string());
+    let bounds = key_bounds(builder.metadata(), &schema)?.into_iter().enumerate();
+    let hit = bounds.filter(|(_, group)| group.may_hold(metric, &low, &high));
+    let groups = hit.map(|(index, _)| index).collect();
+    let mut stream = builder.with_row_groups(groups).with_batch_size(GROUP_DAYS).build()?;
+    let mut days = Vec::new();
+    while let Some(batch) = stream.try_next().await? {
+        read_batch(&batch, metric, entities, &mut days).ok_or_else(|| {
+            Error::corrupt(format!("data file {}: its day summaries are not readable", file.stored.path))
+        })?;
+    }
+    Ok(Some(days))
+}
+
+/// `None` when the batch is not as this module writes it.
+fn read_batch(
+    batch: &RecordBatch,
+    metric: &str,
+    entities: &RangeInclusive<EntityId>,
+    days: &mut Vec<DaySummary>,
+) -> Option<()> {
+    let texts = |name: &str| batch.column_by_name(name)?.as_dictionary_opt::<Int32Type>();
+    let (metrics, ids) = (texts("metric")?, texts("entity_id")?);
+    let wanted_metric = metrics.values().as_string_opt::<i32>()?.iter().position(|text| text == Some(metric));
+    let Some(wanted_metric) = wanted_metric else { return Some(()) };
+    let known = ids.values().as_string_opt::<i32>()?.iter().map(|text| text?.parse::<EntityId>().ok());
+    let known = known.collect::<Option<Vec<_>>>()?;
+    let kinds = batch.column_by_name("kind")?.as_primitive_opt::<UInt8Type>()?;
+    let mut integers = Vec::new();
+    for name in INTEGERS {
+        integers.push(batch.column_by_name(name)?.as_primitive_opt::<Int64Type>()?);
+    }
+    let mut floats = Vec::new();
+    for name in FLOATS {
+        floats.push(batch.column_by_name(name)?.as_primitive_opt::<Float64Type>()?);
+    }
+    for row in 0..batch.num_rows() {
+        if metrics.keys().value(row) != wanted_metric as i32 {
+            continue;
+        }
+        let entity = *known.get(usize::try_from(ids.keys().value(row)).ok()?)?;
+        if !entities.contains(&entity) {
+            continue;
+        }
+        let integer = |i: usize| integers[i].is_valid(row).then(|| integers[i].value(row));
+        let float = |i: usize| floats[i].is_valid(row).then(|| floats[i].value(row));
+        let first_row = u64::try_from(integer(1)?).ok()?;
+        let kind = kind_of(kinds.value(row))?;
+        let summary = match integer(3) {
+            None => None,
+            Some(count) => Some(summary(kind, u64::try_from(count).ok()?, &integer, &float)?),
+        };
+        days.push(DaySummary {
+            entity,
+            kind,
+            cadence: integer(0)?,
+            rows: first_row..first_row + u64::try_from(integer(2)?).ok()?,
+            is_whole: true,
+            summary,
+        });
+    }
+    Some(())
+}
+
+/// A summary with what was left out of the columns.
+fn summary(
+    kind: MetricKind,
+    count: u64,
+    integer: &dyn Fn(usize) -> Option<i64>,
+    float: &dyn Fn(usize) -> Option<f64>,
+) -> Option<Summary> {
+    let (first_ts, span) = (integer(5)?, integer(6)?);
+    let first = Point { ts: first_ts, value: float(0)? };
+    let last = Point { ts: first_ts + span, value: float(1)? };
+    let sum = float(4).unwrap_or(f64::NAN);
+    let intervals = i64::try_from(count).ok()? - 1;
+    let step = (kind == MetricKind::GaugeExtensive && intervals > 0 && integer(7).is_none())
+        .then(|| span / intervals.max(1));
+    let register = integer(9).zip(float(7)).map(|(ts, value)| Point { ts, value });
+    let is_rising = kind == MetricKind::Register && register.is_none();
+    Some(Summary {
+        count,
+        estimated: u64::try_from(integer(4)?).ok()?,
+        first,
+        last,
+        min: float(2).unwrap_or(first.value),
+        max: float(3).unwrap_or(last.value),
+        sum,
+        weighted: float(5).or_else(|| step.map(|step| (sum - last.value) * step as f64)).unwrap_or(0.0),
+        covered: integer(7).unwrap_or(if step.is_some() { span } else { 0 }),
+        increase: if is_rising { (count > 1).then_some(last.value - first.value) } else { float(6) },
+        gaps: integer(8).unwrap_or(0).try_into().ok()?,
+        register: register.unwrap_or(last),
+        is_rising,
+        step,
+    })
+}

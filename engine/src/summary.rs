@@ -1,0 +1,134 @@
+//! What consecutive readings of one series amount to, in a few numbers.
+//!
+//! Summaries of neighbouring stretches are put together by whoever knows the buckets: what lies between the last reading of one and
+//! the first of the next is in neither.
+
+/// A gauge's reading stands for this many cadences at most when the next one is missing; increases of a register over more are spread.
+pub const HOLD_CADENCES: i64 = 2;
+/// A register that falls below this share of its last value was reset; a smaller fall is a glitch.
+const RESET_BELOW: f64 = 0.5;
+
+/// A value at an instant, in microseconds since 1970 UTC.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    pub ts: i64,
+    pub value: f64,
+}
+
+/// What a register counted between two readings; `None`: the later one is a glitch, and counts for nothing (ROLL-4).
+pub fn register_step(before: f64, value: f64) -> Option<f64> {
+    if value >= before {
+        Some(value - before)
+    } else if value < before * RESET_BELOW {
+        Some(value)
+    } else {
+        None
+    }
+}
+
+/// One or more consecutive readings of one series, bad ones left out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    pub count: u64,
+    /// Readings of quality `estimated`.
+    pub estimated: u64,
+    pub first: Point,
+    pub last: Point,
+    pub min: f64,
+    pub max: f64,
+    pub sum: f64,
+    /// The integral from the first to the last reading over the time that readings stand for (value times microseconds), and that
+    /// time in microseconds.
+    pub weighted: f64,
+    pub covered: i64,
+    /// Read as a register: what it counted from the first reading to the last one that is no glitch; `None` when there are not two.
+    pub increase: Option<f64>,
+    /// Steps of the register over more time than a reading stands for: their increase is estimated.
+    pub gaps: u64,
+    /// The last reading of the register that is no glitch.
+    pub register: Point,
+    /// The register neither fell nor had gaps: the increase is the last value without the first.
+    pub is_rising: bool,
+    /// Microseconds between two readings when they are evenly spaced and each stands until the next.
+    pub step: Option<i64>,
+}
+
+impl Summary {
+    pub fn of(point: Point, is_estimated: bool) -> Self {
+        Self {
+            count: 1,
+            estimated: u64::from(is_estimated),
+            first: point,
+            last: point,
+            min: point.value,
+            max: point.value,
+            sum: point.value,
+            weighted: 0.0,
+            covered: 0,
+            increase: None,
+            gaps: 0,
+            register: point,
+            is_rising: true,
+            step: None,
+        }
+    }
+
+    /// Takes the next reading. One stands until the next, at most for `hold` microseconds.
+    pub fn push(&mut self, point: Point, is_estimated: bool, hold: i64) {
+        let span = point.ts - self.last.ts;
+        let covered = span.min(hold);
+        self.weighted += self.last.value * covered as f64;
+        self.covered += covered;
+        let is_even = span <= hold && (self.count == 1 || self.step == Some(span));
+        self.step = is_even.then_some(span);
+        match register_step(self.register.value, point.value) {
+            Some(step) => {
+                let is_gap = point.ts - self.register.ts > hold;
+                self.increase = Some(self.increase.unwrap_or(0.0) + step);
+                self.gaps += u64::from(is_gap);
+                self.is_rising &= !is_gap && point.value >= self.register.value;
+                self.register = point;
+            }
+            None => self.is_rising = false,
+        }
+        self.count += 1;
+        self.estimated += u64::from(is_estimated);
+        self.last = point;
+        self.min = self.min.min(point.value);
+        self.max = self.max.max(point.value);
+        self.sum += point.value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(points: &[(i64, f64)], hold: i64) -> Summary {
+        let mut points = points.iter().map(|(ts, value)| Point { ts: *ts, value: *value });
+        let mut summary = Summary::of(points.next().expect("one"), false);
+        points.for_each(|point| summary.push(point, false, hold));
+        summary
+    }
+
+    #[test]
+    fn readings_stand_until_the_next_but_not_for_ever() {
+        let even = summary(&[(0, 1.0), (10, 2.0), (20, 4.0)], 20);
+        assert_eq!((even.weighted, even.covered, even.step), (30.0, 20, Some(10)));
+        let gap = summary(&[(0, 1.0), (10, 2.0), (50, 4.0)], 20);
+        assert_eq!((gap.weighted, gap.covered, gap.step), (50.0, 30, None));
+        assert_eq!((gap.first.value, gap.last.ts, gap.min, gap.max, gap.sum), (1.0, 50, 1.0, 4.0, 7.0));
+    }
+
+    #[test]
+    fn registers_are_reset_and_have_glitches_and_gaps() {
+        let rising = summary(&[(0, 100.0), (10, 101.0), (20, 103.0)], 20);
+        assert_eq!((rising.increase, rising.is_rising, rising.gaps), (Some(3.0), true, 0));
+        let reset = summary(&[(0, 100.0), (10, 2.0)], 20);
+        assert_eq!((reset.increase, reset.is_rising), (Some(2.0), false));
+        let glitch = summary(&[(0, 100.0), (10, 99.0)], 20);
+        assert_eq!((glitch.increase, glitch.register.ts, glitch.is_rising), (None, 0, false));
+        let gap = summary(&[(0, 100.0), (50, 104.0)], 20);
+        assert_eq!((gap.increase, gap.gaps, gap.is_rising), (Some(4.0), 1, false));
+    }
+}
