@@ -47,6 +47,10 @@ use crate::{
 const LENGTH_KEY: &str = "wattlake.day_summaries";
 /// Days are read in groups: those of a few series are a small part of a large file.
 const GROUP_DAYS: usize = 16 << 10;
+/// Days of fewer rows are summed up together with those after them, within a month, up to so many rows: a summary for each would be
+/// nearly as large as its rows.
+const SPARSE_ROWS: u64 = 64;
+const JOINED_ROWS_MAX: u64 = 512;
 /// Length of the footer's length and the magic number at the end of a Parquet file.
 const TAIL_BYTES: usize = 8;
 
@@ -76,17 +80,43 @@ const INTEGERS: [&str; 10] = [
     "span",
     "covered",
     "gaps",
-    "register_ts",
+    "register_span",
 ];
-const FLOATS: [&str; 8] = ["first", "last", "min", "max", "sum", "weighted", "increase", "register"];
+/// Numbers that readings have or add up to, each in two columns: in thousandths where that is exact, which is most often and takes
+/// a third of the bytes, else as they are.
+const NUMBERS: [&str; 8] = ["first", "last", "min", "max", "sum", "weighted", "increase", "register"];
+/// Places in the list.
+const FIRST: usize = 0;
+const LAST: usize = 1;
 
 fn schema() -> Schema {
     let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
     let texts = TEXTS.iter().map(|name| Field::new(*name, text.clone(), false));
     let kind = Field::new("kind", DataType::UInt8, false);
     let integers = INTEGERS.iter().map(|name| Field::new(*name, DataType::Int64, true));
-    let floats = FLOATS.iter().map(|name| Field::new(*name, DataType::Float64, true));
-    Schema::new(texts.chain([kind]).chain(integers).chain(floats).collect::<Vec<_>>())
+    let milli = NUMBERS.iter().map(|name| Field::new(milli_name(name), DataType::Int64, true));
+    let others = NUMBERS.iter().map(|name| Field::new(*name, DataType::Float64, true));
+    Schema::new(texts.chain([kind]).chain(integers).chain(milli).chain(others).collect::<Vec<_>>())
+}
+
+fn milli_name(name: &str) -> String {
+    format!("{name}_milli")
+}
+
+/// A number in thousandths, when it is one but for the rounding of adding up.
+fn to_milli(value: f64) -> Option<i64> {
+    let milli = (value * 1000.0).round();
+    let is_exact = milli.abs() < 1e15 && (milli / 1000.0 - value).abs() <= value.abs() * 1e-13;
+    is_exact.then_some(milli as i64)
+}
+
+/// Small numbers of either sign as small ones.
+fn zigzag(n: i64) -> i64 {
+    (n << 1) ^ (n >> 63)
+}
+
+fn from_zigzag(n: i64) -> i64 {
+    ((n as u64 >> 1) as i64) ^ -(n & 1)
 }
 
 fn kind_number(kind: MetricKind) -> u8 {
@@ -114,19 +144,31 @@ pub(super) struct DaySummaryWriter {
     rows: u64,
 }
 
+/// A day, or several that have few rows.
 struct OpenDay {
     key: SeriesKey,
     meaning: Meaning,
-    /// Where the day ends.
-    end: i64,
+    /// The last one of its days.
+    day: LocalDay,
     rows: Range<u64>,
+    rows_before_day: u64,
     summary: Option<Summary>,
 }
 
-/// The start of the day after the one that an instant lies in.
-fn next_day(micros: i64, zone: &TimeZone) -> Option<i64> {
-    let day = Timestamp::from_microsecond(micros).ok()?.to_zoned(zone.clone()).date();
-    Some(day.tomorrow().ok()?.to_zoned(zone.clone()).ok()?.timestamp().as_microsecond())
+/// A day in a zone.
+struct LocalDay {
+    month: (i16, i8),
+    /// Where the next one starts.
+    end: i64,
+}
+
+impl LocalDay {
+    fn of(micros: i64, zone: &TimeZone) -> Self {
+        let date = Timestamp::from_microsecond(micros).unwrap_or_default().to_zoned(zone.clone()).date();
+        let next = date.tomorrow().and_then(|next| next.to_zoned(zone.clone()));
+        let end = next.map_or(i64::MAX, |next| next.timestamp().as_microsecond());
+        Self { month: (date.year(), date.month()), end }
+    }
 }
 
 impl DaySummaryWriter {
@@ -135,16 +177,16 @@ impl DaySummaryWriter {
         let mut properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
             .set_max_row_group_row_count(Some(GROUP_DAYS));
-        for name in ["first_row", "first_ts"] {
+        let milli = NUMBERS.iter().map(|name| milli_name(name));
+        let numbers = NUMBERS.iter().map(|name| (*name).to_owned());
+        for name in milli.chain(numbers) {
             properties = properties
-                .set_column_dictionary_enabled(ColumnPath::from(name), false)
-                .set_column_encoding(ColumnPath::from(name), Encoding::DELTA_BINARY_PACKED);
-        }
-        for name in FLOATS {
-            properties = properties
-                .set_column_dictionary_enabled(ColumnPath::from(name), false)
+                .set_column_dictionary_enabled(ColumnPath::from(name.as_str()), false)
                 .set_column_encoding(ColumnPath::from(name), Encoding::BYTE_STREAM_SPLIT);
         }
+        properties = properties
+            .set_column_dictionary_enabled(ColumnPath::from("first_ts"), false)
+            .set_column_encoding(ColumnPath::from("first_ts"), Encoding::DELTA_BINARY_PACKED);
         let options =
             ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
@@ -156,20 +198,18 @@ impl DaySummaryWriter {
         let mut start = range.start;
         while start < range.end {
             let ts = rows.ts[start];
-            if !self.open.as_ref().is_some_and(|open| open.key == *key && ts < open.end) {
-                self.close()?;
-                let meaning = self.meanings.of(key);
-                let end = next_day(ts, &meaning.zone).unwrap_or(i64::MAX);
-                self.open = Some(OpenDay {
-                    key: key.clone(),
-                    meaning,
-                    end,
-                    rows: self.rows..self.rows,
-                    summary: None,
-                });
+            match &mut self.open {
+                Some(open) if open.key == *key && ts < open.day.end => {}
+                open => {
+                    let joined = open.as_mut().is_some_and(|open| open.key == *key && open.join(ts));
+                    if !joined {
+                        self.close()?;
+                        self.open = Some(OpenDay::new(key, self.meanings.of(key), ts, self.rows));
+                    }
+                }
             }
             let Some(open) = &mut self.open else { continue };
-            let stop = start + rows.ts[start..range.end].partition_point(|ts| *ts < open.end);
+            let stop = start + rows.ts[start..range.end].partition_point(|ts| *ts < open.day.end);
             open.push(rows, start..stop);
             self.rows += (stop - start) as u64;
             start = stop;
@@ -200,6 +240,26 @@ impl DaySummaryWriter {
 }
 
 impl OpenDay {
+    fn new(key: &SeriesKey, meaning: Meaning, ts: i64, row: u64) -> Self {
+        let day = LocalDay::of(ts, &meaning.zone);
+        Self { key: key.clone(), meaning, day, rows: row..row, rows_before_day: row, summary: None }
+    }
+
+    /// Goes on with the day of an instant after its own, if that is of the same month and its own has few rows.
+    fn join(&mut self, ts: i64) -> bool {
+        let rows = self.rows.end - self.rows.start;
+        if rows >= JOINED_ROWS_MAX || self.rows.end - self.rows_before_day >= SPARSE_ROWS {
+            return false;
+        }
+        let next = LocalDay::of(ts, &self.meaning.zone);
+        let is_same_month = next.month == self.day.month;
+        if is_same_month {
+            self.day = next;
+            self.rows_before_day = self.rows.end;
+        }
+        is_same_month
+    }
+
     fn push(&mut self, rows: &Rows, range: Range<usize>) {
         self.rows.end += range.len() as u64;
         let hold = self.meaning.cadence * HOLD_CADENCES;
@@ -224,7 +284,10 @@ struct Days {
     texts: [StringDictionaryBuilder<Int32Type>; TEXTS.len()],
     kind: UInt8Builder,
     integers: [Int64Builder; INTEGERS.len()],
-    floats: [Float64Builder; FLOATS.len()],
+    milli: [Int64Builder; NUMBERS.len()],
+    others: [Float64Builder; NUMBERS.len()],
+    /// The series of the last day, and its last value in thousandths.
+    previous: Option<(SeriesKey, i64)>,
 }
 
 impl Default for Days {
@@ -234,7 +297,9 @@ impl Default for Days {
             texts: std::array::from_fn(|_| StringDictionaryBuilder::new()),
             kind: UInt8Builder::new(),
             integers: std::array::from_fn(|_| Int64Builder::new()),
-            floats: std::array::from_fn(|_| Float64Builder::new()),
+            milli: std::array::from_fn(|_| Int64Builder::new()),
+            others: std::array::from_fn(|_| Float64Builder::new()),
+            previous: None,
         }
     }
 }
@@ -245,7 +310,6 @@ fn signed(n: u64) -> i64 {
 
 impl Days {
     fn append(&mut self, day: &OpenDay) {
-        self.len += 1;
         self.texts[0].append_value(&*day.key.metric);
         self.texts[1].append_value(day.key.entity.to_string());
         let kind = day.meaning.kind;
@@ -257,38 +321,54 @@ impl Days {
         let irregular = register.filter(|s| !s.is_rising);
         let uneven = s.filter(|s| is_gauge && s.count > 1 && s.step.is_none());
         let unless_rising = s.filter(|s| register.is_none() || !s.is_rising);
+        let rows = day.rows.end - day.rows.start;
         let integers = [
             Some(day.meaning.cadence / 1_000_000),
-            Some(signed(day.rows.start)),
-            Some(signed(day.rows.end - day.rows.start)),
+            // Within a group it follows from the days before.
+            (self.len == 0).then(|| signed(day.rows.start)),
+            Some(signed(rows)),
             s.map(|s| signed(s.count)),
             s.map(|s| signed(s.estimated)),
             s.map(|s| s.first.ts),
             s.map(|s| s.last.ts - s.first.ts),
             uneven.map(|s| s.covered),
             irregular.map(|s| signed(s.gaps)),
-            irregular.map(|s| s.register.ts),
+            irregular.map(|s| s.register.ts - s.first.ts),
         ];
-        let floats = [
+        self.integers.iter_mut().zip(integers).for_each(|(column, value)| column.append_option(value));
+        let numbers = [
             s.map(|s| s.first.value),
             s.map(|s| s.last.value),
             unless_rising.map(|s| s.min),
             unless_rising.map(|s| s.max),
             s.filter(|_| register.is_none()).map(|s| s.sum),
-            uneven.map(|s| s.weighted),
+            uneven.map(|s| s.weighted / 1e6),
             irregular.and_then(|s| s.increase),
             irregular.map(|s| s.register.value),
         ];
-        self.integers.iter_mut().zip(integers).for_each(|(column, value)| column.append_option(value));
-        self.floats.iter_mut().zip(floats).for_each(|(column, value)| column.append_option(value));
+        let mut milli = numbers.map(|number| number.and_then(to_milli));
+        for (column, (number, milli)) in self.others.iter_mut().zip(numbers.iter().zip(&milli)) {
+            column.append_option(number.filter(|_| milli.is_none()));
+        }
+        // The first value is near the last one of the day before, and the last one near the first.
+        let (first, last) = (milli[FIRST], milli[LAST]);
+        let before = self.previous.as_ref().filter(|(key, _)| *key == day.key).map_or(0, |(_, last)| *last);
+        milli[FIRST] = first.map(|first| zigzag(first - before));
+        milli[LAST] = last.map(|last| zigzag(last - first.unwrap_or(0)));
+        self.milli.iter_mut().zip(milli).for_each(|(column, value)| column.append_option(value));
+        self.previous = Some((day.key.clone(), last.unwrap_or(0)));
+        self.len += 1;
     }
 
     fn finish(mut self, schema: &Arc<Schema>) -> Result<RecordBatch> {
         let mut columns: Vec<ArrayRef> = Vec::new();
         columns.extend(self.texts.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
         columns.push(Arc::new(self.kind.finish()));
-        columns.extend(self.integers.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
-        columns.extend(self.floats.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        let integers = self.integers.iter_mut().chain(&mut self.milli);
+        let (integers, others) =
+            (integers.map(|column| Arc::new(column.finish()) as ArrayRef), &mut self.others);
+        columns.extend(integers);
+        columns.extend(others.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
         Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 }
@@ -365,63 +445,84 @@ pub(crate) async fn read_day_summaries(
     let hit = bounds.filter(|(_, group)| group.may_hold(metric, &low, &high));
     let groups = hit.map(|(index, _)| index).collect();
     let mut stream = builder.with_row_groups(groups).with_batch_size(GROUP_DAYS).build()?;
-    let mut days = Vec::new();
+    let mut reader = DayReader { metric, entities, next_row: 0, previous: None, days: Vec::new() };
     while let Some(batch) = stream.try_next().await? {
-        read_batch(&batch, metric, entities, &mut days).ok_or_else(|| {
+        reader.read(&batch).ok_or_else(|| {
             Error::corrupt(format!("data file {}: its day summaries are not readable", file.stored.path))
         })?;
     }
-    Ok(Some(days))
+    Ok(Some(reader.days))
 }
 
-/// `None` when the batch is not as this module writes it.
-fn read_batch(
-    batch: &RecordBatch,
-    metric: &str,
-    entities: &RangeInclusive<EntityId>,
-    days: &mut Vec<DaySummary>,
-) -> Option<()> {
-    let texts = |name: &str| batch.column_by_name(name)?.as_dictionary_opt::<Int32Type>();
-    let (metrics, ids) = (texts("metric")?, texts("entity_id")?);
-    let wanted_metric = metrics.values().as_string_opt::<i32>()?.iter().position(|text| text == Some(metric));
-    let Some(wanted_metric) = wanted_metric else { return Some(()) };
-    let known = ids.values().as_string_opt::<i32>()?.iter().map(|text| text?.parse::<EntityId>().ok());
-    let known = known.collect::<Option<Vec<_>>>()?;
-    let kinds = batch.column_by_name("kind")?.as_primitive_opt::<UInt8Type>()?;
-    let mut integers = Vec::new();
-    for name in INTEGERS {
-        integers.push(batch.column_by_name(name)?.as_primitive_opt::<Int64Type>()?);
-    }
-    let mut floats = Vec::new();
-    for name in FLOATS {
-        floats.push(batch.column_by_name(name)?.as_primitive_opt::<Float64Type>()?);
-    }
-    for row in 0..batch.num_rows() {
-        if metrics.keys().value(row) != wanted_metric as i32 {
-            continue;
+/// Takes the wanted days out of batches that come in order.
+struct DayReader<'a> {
+    metric: &'a str,
+    entities: &'a RangeInclusive<EntityId>,
+    next_row: u64,
+    /// The entity of the last day of the metric, and its last value in thousandths.
+    previous: Option<(EntityId, i64)>,
+    days: Vec<DaySummary>,
+}
+
+impl DayReader<'_> {
+    /// `None` when the batch is not as this module writes it.
+    fn read(&mut self, batch: &RecordBatch) -> Option<()> {
+        let texts = |name: &str| batch.column_by_name(name)?.as_dictionary_opt::<Int32Type>();
+        let (metrics, ids) = (texts("metric")?, texts("entity_id")?);
+        let wanted =
+            metrics.values().as_string_opt::<i32>()?.iter().position(|text| text == Some(self.metric));
+        let known = ids.values().as_string_opt::<i32>()?.iter().map(|text| text?.parse::<EntityId>().ok());
+        let known = known.collect::<Option<Vec<_>>>()?;
+        let kinds = batch.column_by_name("kind")?.as_primitive_opt::<UInt8Type>()?;
+        let (mut integers, mut milli, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        for name in INTEGERS {
+            integers.push(batch.column_by_name(name)?.as_primitive_opt::<Int64Type>()?);
         }
-        let entity = *known.get(usize::try_from(ids.keys().value(row)).ok()?)?;
-        if !entities.contains(&entity) {
-            continue;
+        for name in NUMBERS {
+            milli.push(batch.column_by_name(&milli_name(name))?.as_primitive_opt::<Int64Type>()?);
+            others.push(batch.column_by_name(name)?.as_primitive_opt::<Float64Type>()?);
         }
-        let integer = |i: usize| integers[i].is_valid(row).then(|| integers[i].value(row));
-        let float = |i: usize| floats[i].is_valid(row).then(|| floats[i].value(row));
-        let first_row = u64::try_from(integer(1)?).ok()?;
-        let kind = kind_of(kinds.value(row))?;
-        let summary = match integer(3) {
-            None => None,
-            Some(count) => Some(summary(kind, u64::try_from(count).ok()?, &integer, &float)?),
-        };
-        days.push(DaySummary {
-            entity,
-            kind,
-            cadence: integer(0)?,
-            rows: first_row..first_row + u64::try_from(integer(2)?).ok()?,
-            is_whole: true,
-            summary,
-        });
+        for row in 0..batch.num_rows() {
+            let integer = |i: usize| integers[i].is_valid(row).then(|| integers[i].value(row));
+            if let Some(first_row) = integer(1) {
+                self.next_row = u64::try_from(first_row).ok()?;
+                self.previous = None;
+            }
+            let rows = self.next_row..self.next_row.checked_add(u64::try_from(integer(2)?).ok()?)?;
+            self.next_row = rows.end;
+            if wanted != usize::try_from(metrics.keys().value(row)).ok() {
+                self.previous = None;
+                continue;
+            }
+            let entity = *known.get(usize::try_from(ids.keys().value(row)).ok()?)?;
+            let mut thousandths: [Option<i64>; NUMBERS.len()] =
+                std::array::from_fn(|i| milli[i].is_valid(row).then(|| milli[i].value(row)));
+            let before = self.previous.filter(|(id, _)| *id == entity).map_or(0, |(_, last)| last);
+            thousandths[FIRST] = match thousandths[FIRST] {
+                Some(delta) => Some(before.checked_add(from_zigzag(delta))?),
+                None => None,
+            };
+            thousandths[LAST] = match thousandths[LAST] {
+                Some(delta) => Some(thousandths[FIRST].unwrap_or(0).checked_add(from_zigzag(delta))?),
+                None => None,
+            };
+            self.previous = Some((entity, thousandths[LAST].unwrap_or(0)));
+            if !self.entities.contains(&entity) {
+                continue;
+            }
+            let number = |i: usize| match thousandths[i] {
+                Some(milli) => Some(milli as f64 / 1000.0),
+                None => others[i].is_valid(row).then(|| others[i].value(row)),
+            };
+            let kind = kind_of(kinds.value(row))?;
+            let summary = match integer(3) {
+                None => None,
+                Some(count) => Some(summary(kind, u64::try_from(count).ok()?, &integer, &number)?),
+            };
+            self.days.push(DaySummary { entity, kind, cadence: integer(0)?, rows, is_whole: true, summary });
+        }
+        Some(())
     }
-    Some(())
 }
 
 /// A summary with what was left out of the columns.
@@ -429,28 +530,29 @@ fn summary(
     kind: MetricKind,
     count: u64,
     integer: &dyn Fn(usize) -> Option<i64>,
-    float: &dyn Fn(usize) -> Option<f64>,
+    number: &dyn Fn(usize) -> Option<f64>,
 ) -> Option<Summary> {
     let (first_ts, span) = (integer(5)?, integer(6)?);
-    let first = Point { ts: first_ts, value: float(0)? };
-    let last = Point { ts: first_ts + span, value: float(1)? };
-    let sum = float(4).unwrap_or(f64::NAN);
-    let intervals = i64::try_from(count).ok()? - 1;
+    let first = Point { ts: first_ts, value: number(FIRST)? };
+    let last = Point { ts: first_ts.checked_add(span)?, value: number(LAST)? };
+    let sum = number(4).unwrap_or(f64::NAN);
+    let intervals = i64::try_from(count).ok()?.checked_sub(1)?;
     let step = (kind == MetricKind::GaugeExtensive && intervals > 0 && integer(7).is_none())
         .then(|| span / intervals.max(1));
-    let register = integer(9).zip(float(7)).map(|(ts, value)| Point { ts, value });
+    let register = integer(9).zip(number(7)).map(|(span, value)| Point { ts: first_ts.saturating_add(span), value });
     let is_rising = kind == MetricKind::Register && register.is_none();
+    let weighted = number(5).map(|seconds| seconds * 1e6);
     Some(Summary {
         count,
         estimated: u64::try_from(integer(4)?).ok()?,
         first,
         last,
-        min: float(2).unwrap_or(first.value),
-        max: float(3).unwrap_or(last.value),
+        min: number(2).unwrap_or(first.value),
+        max: number(3).unwrap_or(last.value),
         sum,
-        weighted: float(5).or_else(|| step.map(|step| (sum - last.value) * step as f64)).unwrap_or(0.0),
+        weighted: weighted.or_else(|| step.map(|step| (sum - last.value) * step as f64)).unwrap_or(0.0),
         covered: integer(7).unwrap_or(if step.is_some() { span } else { 0 }),
-        increase: if is_rising { (count > 1).then_some(last.value - first.value) } else { float(6) },
+        increase: if is_rising { (count > 1).then_some(last.value - first.value) } else { number(6) },
         gaps: integer(8).unwrap_or(0).try_into().ok()?,
         register: register.unwrap_or(last),
         is_rising,
