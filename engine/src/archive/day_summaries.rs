@@ -45,8 +45,10 @@ use crate::{
 
 /// Key of the file's metadata that holds the length of the table in bytes.
 const LENGTH_KEY: &str = "wattlake.day_summaries";
-/// Days are read in groups: those of a few series are a small part of a large file.
-const GROUP_DAYS: usize = 16 << 10;
+/// Days are read in groups. Each has the ids of its series, so that smaller ones would be larger in all.
+const GROUP_DAYS: usize = 64 << 10;
+/// They are few, so that this costs little.
+const ZSTD_LEVEL: i32 = 15;
 /// Days of fewer rows are summed up together with those after them, within a month, up to so many rows: a summary for each would be
 /// nearly as large as its rows.
 const SPARSE_ROWS: u64 = 64;
@@ -74,7 +76,7 @@ const INTEGERS: [&str; 10] = [
     "cadence",
     "first_row",
     "rows",
-    "count",
+    "bad",
     "estimated",
     "first_ts",
     "span",
@@ -175,7 +177,7 @@ impl DaySummaryWriter {
     pub(super) fn new(meanings: Arc<Meanings>) -> Result<Self> {
         let schema = Arc::new(schema());
         let mut properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default()))
             .set_max_row_group_row_count(Some(GROUP_DAYS));
         let milli = NUMBERS.iter().map(|name| milli_name(name));
         let numbers = NUMBERS.iter().map(|name| (*name).to_owned());
@@ -327,7 +329,7 @@ impl Days {
             // Within a group it follows from the days before.
             (self.len == 0).then(|| signed(day.rows.start)),
             Some(signed(rows)),
-            s.map(|s| signed(s.count)),
+            s.map(|s| signed(rows - s.count)),
             s.map(|s| signed(s.estimated)),
             s.map(|s| s.first.ts),
             s.map(|s| s.last.ts - s.first.ts),
@@ -517,7 +519,10 @@ impl DayReader<'_> {
             let kind = kind_of(kinds.value(row))?;
             let summary = match integer(3) {
                 None => None,
-                Some(count) => Some(summary(kind, u64::try_from(count).ok()?, &integer, &number)?),
+                Some(bad) => {
+                    let count = (rows.end - rows.start).checked_sub(u64::try_from(bad).ok()?)?;
+                    Some(summary(kind, count, &integer, &number)?)
+                }
             };
             self.days.push(DaySummary { entity, kind, cadence: integer(0)?, rows, is_whole: true, summary });
         }
@@ -539,7 +544,8 @@ fn summary(
     let intervals = i64::try_from(count).ok()?.checked_sub(1)?;
     let step = (kind == MetricKind::GaugeExtensive && intervals > 0 && integer(7).is_none())
         .then(|| span / intervals.max(1));
-    let register = integer(9).zip(number(7)).map(|(span, value)| Point { ts: first_ts.saturating_add(span), value });
+    let register =
+        integer(9).zip(number(7)).map(|(span, value)| Point { ts: first_ts.saturating_add(span), value });
     let is_rising = kind == MetricKind::Register && register.is_none();
     let weighted = number(5).map(|seconds| seconds * 1e6);
     Some(Summary {

@@ -52,7 +52,7 @@ pub(crate) async fn rollup(
         Some(at) => engine.read_view_at(at.clone()).await?,
         None => engine.read_view(),
     };
-    let (batch, days) = rollup_with(service, request, &view, access, DaysRead::WherePossible).await?;
+    let (batch, days) = rollup_with(service, request, &view, access, DaysRead::InPlaceOfMany).await?;
     metrics::counter!("wattlake_rollup_days_total").increment(days as u64);
     Ok(batch)
 }

@@ -36,6 +36,8 @@ const CELLS_MAX: usize = 5_000_000;
 const ENTITIES_LISTED_MAX: usize = 5_000;
 /// Days held in memory at once, about: entities are read in portions.
 const DAYS_AT_ONCE: i64 = 500_000;
+/// So many rows are read as fast as the days of a whole file.
+const ROWS_MANY: i64 = 500_000;
 /// Files whose days are read side by side.
 const FILES_AT_ONCE: usize = 8;
 /// Stretches of time that rows are asked for in one query; more are joined.
@@ -47,8 +49,11 @@ pub(super) type Cells = HashMap<EntityId, BTreeMap<usize, Cell>>;
 /// Whether days are read in place of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DaysRead {
-    WherePossible,
-    /// To prove that they say the same.
+    /// Where that is possible, and rows would be many.
+    InPlaceOfMany,
+    /// Where that is possible.
+    #[cfg(test)]
+    Always,
     #[cfg(test)]
     Never,
 }
@@ -123,7 +128,23 @@ impl Reader<'_> {
             _ => true,
         };
         let qualities = BTreeSet::from([Quality::Good, Quality::Estimated]);
-        is_wide && is_summed_up && self.request.qualities == qualities && self.days == DaysRead::WherePossible
+        is_wide
+            && is_summed_up
+            && self.request.qualities == qualities
+            && match self.days {
+                DaysRead::InPlaceOfMany => self.rows_expected() >= ROWS_MANY,
+                #[cfg(test)]
+                DaysRead::Always => true,
+                #[cfg(test)]
+                DaysRead::Never => false,
+            }
+    }
+
+    /// Rows that there are, by the cadences of meters.
+    fn rows_expected(&self) -> i64 {
+        let (from, to) = self.window();
+        let of_entity = |entity| to.saturating_sub(from) / cadence_micros(self.fleet, entity);
+        self.buckets.keys().fold(0, |sum, entity| i64::saturating_add(sum, of_entity(*entity)))
     }
 
     /// The range asked for, and around it what reaches in: spans of gauges and registers.
