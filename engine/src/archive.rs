@@ -11,6 +11,7 @@ mod delete_file;
 mod faulty;
 mod lookup;
 mod object_reader;
+mod row_ranges;
 mod scan;
 mod schema;
 mod storage;
@@ -23,6 +24,8 @@ pub(crate) use delete_file::{deleted_rows, write_delete_file};
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Moment};
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
+pub use row_ranges::StoredReading;
+pub(crate) use row_ranges::read_row_ranges;
 pub use scan::rows_between;
 pub(crate) use scan::{Chunk, FileScan, find_positions, read_footer_rows};
 pub use schema::measurement_schema;

@@ -39,7 +39,7 @@ mod version;
 mod wal;
 mod writer;
 
-pub use archive::{CheckedStore, DaySummary, Storage, measurement_schema, rows_between};
+pub use archive::{CheckedStore, DaySummary, Storage, StoredReading, measurement_schema, rows_between};
 pub use backup::{BackupContents, BackupFile, restore};
 pub use batch::{Batch, BatchSeries};
 pub use bulk::{BulkImport, BulkReport};

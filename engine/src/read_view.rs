@@ -1,12 +1,15 @@
 //! [`ReadView`]: one consistent picture for one query.
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 use wattlake_catalog::{DataFile, EntityId, Manifest};
 
 use crate::{
-    DaySummary, Result, SeriesKey, SeriesRows, Storage,
-    archive::{deleted_rows, find_rows, read_day_summaries},
+    DaySummary, Result, SeriesKey, SeriesRows, Storage, StoredReading,
+    archive::{deleted_rows, find_rows, read_day_summaries, read_row_ranges},
     flush::wanted_series,
     version::{HotView, Versions},
 };
@@ -54,6 +57,24 @@ impl ReadView {
             }
         }
         Ok(Some(days))
+    }
+
+    /// Some stretches of a file's rows, which ascend and lie apart, without those that this view must not show. Answers the
+    /// readings of each; `hot_late` comes from [`ReadView::late_rows`].
+    pub async fn row_ranges(
+        &self,
+        file: &DataFile,
+        ranges: &[Range<u64>],
+        hot_late: &[SeriesRows],
+    ) -> Result<Vec<Vec<StoredReading>>> {
+        let hidden = self.hidden_rows(file, hot_late).await?;
+        read_row_ranges(&self.storage, file, ranges, &hidden).await
+    }
+
+    /// The same picture of some of the files only.
+    #[must_use]
+    pub fn with_files(&self, files: Vec<Arc<DataFile>>) -> Self {
+        Self { manifest: Arc::new(Manifest { snapshot: self.manifest.snapshot, files }), ..self.clone() }
     }
 
     /// Readings in memory that may supersede rows in files.

@@ -8,7 +8,7 @@ use object_store::path::Path;
 use parquet::{
     arrow::{arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader},
     errors::{ParquetError, Result},
-    file::metadata::{ParquetMetaData, ParquetMetaDataReader},
+    file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader},
 };
 use wattlake_catalog::StoredFile;
 
@@ -51,11 +51,14 @@ impl AsyncFileReader for ObjectReader {
 
     fn get_metadata<'a>(
         &'a mut self,
-        _options: Option<&'a ArrowReaderOptions>,
+        options: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
         async move {
             // The manifest knows the footer's length: one request gets all of it.
-            let reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(self.footer_bytes + 8));
+            let policy = options.map_or(PageIndexPolicy::Skip, ArrowReaderOptions::offset_index_policy);
+            let reader = ParquetMetaDataReader::new()
+                .with_offset_index_policy(policy)
+                .with_prefetch_hint(Some(self.footer_bytes + 8));
             let bytes = self.bytes;
             reader.load_and_finish(self, bytes).await.map(Arc::new)
         }

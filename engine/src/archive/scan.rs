@@ -41,7 +41,7 @@ pub(crate) struct FileScan {
 }
 
 /// Strings as dictionaries: a run of rows of one series then has one key.
-fn dictionary_schema() -> arrow::datatypes::SchemaRef {
+pub(super) fn dictionary_schema() -> arrow::datatypes::SchemaRef {
     Arc::new(measurement_schema(&DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))))
 }
 

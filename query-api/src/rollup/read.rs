@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    ops::RangeInclusive,
+    ops::{Range, RangeInclusive},
     sync::Arc,
 };
 
@@ -18,7 +18,9 @@ use datafusion::common::ScalarValue;
 use futures::{StreamExt, TryStreamExt, stream};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet, Quality};
 use wattlake_config::MetricKind;
-use wattlake_engine::{DaySummary, HOLD_CADENCES, ReadView, Summary, cadence_micros};
+use wattlake_engine::{
+    DaySummary, HOLD_CADENCES, ReadView, SeriesRows, StoredReading, Summary, cadence_micros,
+};
 
 use super::{
     aggregate::{Aggregation, Cell, Item, Rules, Sample, aggregate},
@@ -27,21 +29,21 @@ use super::{
 };
 use crate::{
     error::{ApiError, Kind, Result},
-    query::{QueryService, SqlRequest},
+    query::{QueryService, ResultStream, SqlRequest},
 };
 
 /// Entity-bucket pairs of one rollup.
 const CELLS_MAX: usize = 5_000_000;
 /// More entities than this are read as "all" and picked from the rows.
 const ENTITIES_LISTED_MAX: usize = 5_000;
-/// Days held in memory at once, about: entities are read in portions.
-const DAYS_AT_ONCE: i64 = 500_000;
 /// So many rows are read as fast as the days of a whole file.
 const ROWS_MANY: i64 = 500_000;
-/// Files whose days are read side by side.
+/// Days held in memory at once, about: entities are read in portions.
+const DAYS_AT_ONCE: i64 = 500_000;
+/// Rows held beside the days of a portion; with more of them it is read as rows, which are not held.
+const ROWS_HELD_MAX: usize = 2_000_000;
+/// Files that are read side by side.
 const FILES_AT_ONCE: usize = 8;
-/// Stretches of time that rows are asked for in one query; more are joined.
-const STRETCHES_MAX: usize = 16;
 const DAY: i64 = 86_400_000_000;
 
 pub(super) type Cells = HashMap<EntityId, BTreeMap<usize, Cell>>;
@@ -71,13 +73,19 @@ pub(super) struct Reader<'a> {
     pub buckets: BTreeMap<EntityId, Arc<Buckets>>,
 }
 
-/// What is known of a portion of entities before rows are read.
+/// What a portion of entities is made of.
 #[derive(Default)]
-struct Plan {
+struct Parts {
     /// In order of time, apart from each other.
     days: BTreeMap<EntityId, Vec<Summary>>,
-    /// Where rows are to be read.
-    rows: Stretches,
+    /// All readings that lie in no day.
+    rows: BTreeMap<EntityId, Vec<Sample>>,
+}
+
+/// The days of one file.
+struct FileDays {
+    file: Arc<DataFile>,
+    days: Vec<DaySummary>,
 }
 
 impl Reader<'_> {
@@ -85,21 +93,22 @@ impl Reader<'_> {
     pub(super) async fn read(&self) -> Result<(Cells, usize)> {
         let (mut cells, mut days) = (Cells::new(), 0);
         let entities: Vec<EntityId> = self.buckets.keys().copied().collect();
+        if !self.can_use_days() {
+            self.read_rows(&entities, &mut cells).await?;
+            return Ok((cells, 0));
+        }
         let (from, to) = self.window();
-        let portion = match self.can_use_days() {
-            true => DAYS_AT_ONCE / (to.saturating_sub(from) / DAY + 1),
-            false => i64::MAX,
-        };
-        for entities in entities.chunks(usize::try_from(portion.max(1)).unwrap_or(usize::MAX)) {
-            let plan = match self.can_use_days() {
-                true => self.within_time(self.plan(entities)).await?,
-                false => Plan { rows: Stretches::from([(from, to)]), ..Plan::default() },
+        let portion = (DAYS_AT_ONCE / (to.saturating_sub(from) / DAY + 1)).max(1) as usize;
+        for entities in entities.chunks(portion) {
+            let rows_only = match self.within_time(self.read_parts(entities)).await? {
+                Some(parts) => {
+                    days += parts.days.values().map(Vec::len).sum::<usize>();
+                    self.aggregate_parts(parts, &mut cells)?
+                }
+                None => entities.to_vec(),
             };
-            days += plan.days.values().map(Vec::len).sum::<usize>();
-            let again = self.aggregate(entities, plan, &mut cells).await?;
-            if !again.is_empty() {
-                let plan = Plan { rows: Stretches::from([(from, to)]), ..Plan::default() };
-                self.aggregate(&again, plan, &mut cells).await?;
+            if !rows_only.is_empty() {
+                self.read_rows(&rows_only, &mut cells).await?;
             }
         }
         Ok((cells, days))
@@ -170,14 +179,69 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads the days of some entities, in order, and finds out which of them count.
-    async fn plan(&self, entities: &[EntityId]) -> Result<Plan> {
-        let Some((first, last)) = entities.first().zip(entities.last()) else { return Ok(Plan::default()) };
+    /// Reads the days of some entities, in order, and the rows that no day stands for. `None` when these would be too many.
+    async fn read_parts(&self, entities: &[EntityId]) -> Result<Option<Parts>> {
+        let Some((with_days, others)) = self.read_files(entities).await? else { return Ok(None) };
+        let Some(mut rows) = self.collect_rows(entities, others).await? else { return Ok(None) };
+        let late = self.late_rows(entities);
+        let late_times: HashMap<EntityId, &[i64]> =
+            late.iter().map(|series| (series.key.entity, &*series.rows.ts)).collect();
+        let mut by_entity: BTreeMap<EntityId, Vec<Place>> = BTreeMap::new();
+        for (file, FileDays { days, .. }) in with_days.iter().enumerate() {
+            for (day, summary) in days.iter().enumerate() {
+                if entities.binary_search(&summary.entity).is_ok() {
+                    by_entity.entry(summary.entity).or_default().push(Place { file, day });
+                }
+            }
+        }
+        let mut days = BTreeMap::new();
+        let mut wanted: Vec<Vec<usize>> = vec![Vec::new(); with_days.len()];
+        let (mut all, mut many) = (0, 0);
+        for (entity, places) in by_entity {
+            let Some(buckets) = self.buckets.get(&entity) else { continue };
+            let others = rows.get(&entity).map_or(&[][..], |rows| rows);
+            let late = late_times.get(&entity).copied().unwrap_or_default();
+            let choice = Choice { rules: self.rules(entity), buckets, window: self.window(), others, late };
+            let mut counting = Vec::new();
+            for (place, counts) in choice.of(&with_days, places) {
+                let day = &with_days[place.file].days[place.day];
+                all += day.rows.end - day.rows.start;
+                match day.summary {
+                    Some(summary) if counts => counting.push(summary),
+                    _ => {
+                        many += day.rows.end - day.rows.start;
+                        wanted[place.file].push(place.day);
+                    }
+                }
+            }
+            days.insert(entity, counting);
+        }
+        if many > ROWS_HELD_MAX as u64 || many > all / 2 {
+            return Ok(None);
+        }
+        let reads: Vec<_> = with_days
+            .iter()
+            .zip(wanted)
+            .filter(|(_, wanted)| !wanted.is_empty())
+            .map(|(file, wanted)| self.read_wanted(file, wanted, &late))
+            .collect();
+        let mut reads = stream::iter(reads).buffer_unordered(FILES_AT_ONCE);
+        while let Some(read) = reads.try_next().await? {
+            for (entity, samples) in read {
+                rows.entry(entity).or_default().extend(samples);
+            }
+        }
+        rows.values_mut().for_each(|samples| samples.sort_by_key(|sample| sample.ts));
+        Ok(Some(Parts { days, rows }))
+    }
+
+    /// The files that may hold something asked for: those with days, and the others. `None` when days are not worth it.
+    async fn read_files(&self, entities: &[EntityId]) -> Result<Option<(Vec<FileDays>, Vec<Arc<DataFile>>)>> {
+        let Some((first, last)) = entities.first().zip(entities.last()) else { return Ok(None) };
         let range = *first..=*last;
         let (low, high) = (first.to_string(), last.to_string());
         let (from, to) = self.window();
         let metric = self.request.metric.as_str();
-        let is_wanted = |id: &EntityId| entities.binary_search(id).is_ok();
         let mut reads = Vec::new();
         for file in &self.view.manifest.files {
             let bounds = &file.bounds;
@@ -190,112 +254,126 @@ impl Reader<'_> {
                 reads.push(self.read_days(file, &range));
             }
         }
-        let mut read = stream::iter(reads).buffer_unordered(FILES_AT_ONCE);
-        let mut busy = Stretches::default();
-        let mut days: BTreeMap<EntityId, Vec<DaySummary>> = BTreeMap::new();
-        while let Some((file, of_file)) = read.try_next().await? {
-            match of_file {
-                None => busy.add(file.bounds.min_ts.max(from), file.bounds.max_ts.saturating_add(1).min(to)),
-                Some(of_file) => {
-                    for day in of_file.into_iter().filter(|day| is_wanted(&day.entity)) {
-                        days.entry(day.entity).or_default().push(day);
-                    }
-                }
+        let mut reads = stream::iter(reads).buffer_unordered(FILES_AT_ONCE);
+        let (mut with_days, mut others) = (Vec::new(), Vec::new());
+        while let Some((file, days)) = reads.try_next().await? {
+            match days {
+                Some(days) => with_days.push(FileDays { file, days }),
+                None => others.push(file),
             }
         }
-        busy.join();
-        let hot = self.view.hot.select(from, to, |key| *key.metric == *metric && is_wanted(&key.entity));
-        let hot: HashMap<EntityId, Vec<i64>> =
-            hot.into_iter().map(|series| (series.key.entity, series.rows.ts)).collect();
-        let mut plan = Plan { rows: busy.clone(), ..Plan::default() };
-        for times in hot.values() {
-            times.iter().for_each(|ts| plan.rows.add(*ts, *ts + 1));
-        }
-        for (entity, days) in days {
-            let Some(buckets) = self.buckets.get(&entity) else { continue };
-            let times = hot.get(&entity).map_or(&[][..], |times| times);
-            let choice =
-                Choice { rules: self.rules(entity), buckets, window: (from, to), busy: &busy, times };
-            let counting = choice.of(days, &mut plan.rows);
-            if !counting.is_empty() {
-                plan.days.insert(entity, counting);
-            }
-        }
-        plan.rows.join();
-        plan.rows.limit(STRETCHES_MAX);
-        Ok(plan)
+        let has_days = with_days.iter().any(|file| !file.days.is_empty());
+        Ok(has_days.then_some((with_days, others)))
     }
 
-    async fn read_days<'f>(
+    async fn read_days(
         &self,
-        file: &'f DataFile,
+        file: &Arc<DataFile>,
         entities: &RangeInclusive<EntityId>,
-    ) -> Result<(&'f DataFile, Option<Vec<DaySummary>>)> {
-        Ok((file, self.view.day_summaries(file, &self.request.metric, entities).await?))
+    ) -> Result<(Arc<DataFile>, Option<Vec<DaySummary>>)> {
+        let days = self.view.day_summaries(file, &self.request.metric, entities).await?;
+        Ok((Arc::clone(file), days))
     }
 
-    /// Reads the rows, entity by entity in order of time, and aggregates each together with its days. Answers the entities whose
-    /// days turned out not to say enough.
-    async fn aggregate(&self, entities: &[EntityId], plan: Plan, cells: &mut Cells) -> Result<Vec<EntityId>> {
-        let Plan { mut days, rows } = plan;
-        let mut again = Vec::new();
-        let mut total: usize = cells.values().map(BTreeMap::len).sum();
-        let mut close = |entity: EntityId, days: Vec<Summary>, samples: &mut Vec<Sample>| -> Result<()> {
-            if let Some(buckets) = self.buckets.get(&entity) {
-                match aggregate(&merge(samples, &days), buckets, &self.rules(entity)) {
-                    Some(of_entity) => {
-                        total += of_entity.len();
-                        cells.insert(entity, of_entity);
-                    }
-                    None => again.push(entity),
-                }
-            }
-            samples.clear();
-            if total > CELLS_MAX {
-                let message =
-                    format!("the rollup has more than {CELLS_MAX} entity-bucket pairs; choose wider buckets");
-                return Err(ApiError::new(Kind::Unprocessable, message));
-            }
-            Ok(())
+    /// Readings in memory that may take the place of rows in files.
+    fn late_rows(&self, entities: &[EntityId]) -> Vec<SeriesRows> {
+        let (from, to) = self.window();
+        let metric = self.request.metric.as_str();
+        self.view
+            .late_rows(from, to, |key| *key.metric == *metric && entities.binary_search(&key.entity).is_ok())
+    }
+
+    /// The rows of some days of a file, by entity.
+    async fn read_wanted(
+        &self,
+        file: &FileDays,
+        mut wanted: Vec<usize>,
+        late: &[SeriesRows],
+    ) -> Result<Vec<(EntityId, Vec<Sample>)>> {
+        wanted.sort_unstable();
+        let ranges: Vec<Range<u64>> = wanted.iter().map(|day| file.days[*day].rows.clone()).collect();
+        let read = self.view.row_ranges(&file.file, &ranges, late).await?;
+        let (from, to) = self.window();
+        let sample = |reading: StoredReading| {
+            let StoredReading { ts, value, quality } = reading;
+            let is_asked = (from..to).contains(&ts) && self.request.qualities.contains(&quality);
+            is_asked.then_some(Sample { ts, value, quality })
         };
-        let mut samples: Vec<Sample> = Vec::new();
-        if let Some(query) = self.query(entities, &rows) {
-            let mut stream = self.service.sql(query).await?;
-            let mut current: Option<(EntityId, String)> = None;
-            while let Some(batch) = stream.next().await {
-                let batch = batch?;
-                let text = |column: usize| {
-                    let views = batch.column(column).as_string_view_opt();
-                    views.ok_or_else(|| ApiError::internal("the rows of a rollup have unexpected types"))
-                };
-                let (entity, quality) = (text(0)?, text(3)?);
-                let ts = batch.column(1).as_primitive::<TimestampMicrosecondType>();
-                let value = batch.column(2).as_primitive::<Float64Type>();
-                for i in 0..batch.num_rows() {
-                    let id = entity.value(i);
-                    if current.as_ref().is_none_or(|(_, known)| known != id) {
-                        if let Some((entity, _)) = current {
-                            close(entity, days.remove(&entity).unwrap_or_default(), &mut samples)?;
-                        }
-                        current = Some((id.parse()?, id.to_owned()));
-                    }
-                    let quality: Quality = quality.value(i).parse()?;
-                    samples.push(Sample { ts: ts.value(i), value: value.value(i), quality });
-                }
-            }
-            if let Some((entity, _)) = current {
-                close(entity, days.remove(&entity).unwrap_or_default(), &mut samples)?;
-            }
-        }
-        // Those that have nothing but days.
-        for (entity, days) in days {
-            close(entity, days, &mut samples)?;
-        }
-        Ok(again)
+        let samples = read.into_iter().map(|readings| readings.into_iter().filter_map(sample).collect());
+        Ok(wanted.iter().map(|day| file.days[*day].entity).zip(samples).collect())
     }
 
-    fn query(&self, entities: &[EntityId], rows: &Stretches) -> Option<SqlRequest> {
-        let (first, last) = rows.0.first().zip(rows.0.last())?;
+    /// The rows of files without days and of memory; `None` when they are too many to hold.
+    async fn collect_rows(
+        &self,
+        entities: &[EntityId],
+        files: Vec<Arc<DataFile>>,
+    ) -> Result<Option<BTreeMap<EntityId, Vec<Sample>>>> {
+        let view = self.view.with_files(files);
+        let mut rows = BTreeMap::new();
+        let mut held = 0;
+        let mut stream = EntityRows::new(self.service.sql(self.query(entities, view)).await?);
+        while let Some((entity, samples)) = stream.next().await? {
+            held += samples.len();
+            if held > ROWS_HELD_MAX {
+                return Ok(None);
+            }
+            rows.insert(entity, samples);
+        }
+        Ok(Some(rows))
+    }
+
+    /// Aggregates a portion. Answers the entities whose days turned out not to say enough.
+    fn aggregate_parts(&self, parts: Parts, cells: &mut Cells) -> Result<Vec<EntityId>> {
+        let Parts { mut days, mut rows } = parts;
+        let entities: BTreeSet<EntityId> = days.keys().chain(rows.keys()).copied().collect();
+        let mut rows_only = Vec::new();
+        let mut total: usize = cells.values().map(BTreeMap::len).sum();
+        for entity in entities {
+            let (days, rows) =
+                (days.remove(&entity).unwrap_or_default(), rows.remove(&entity).unwrap_or_default());
+            if !self.aggregate(entity, &merge(&rows, &days), cells, &mut total)? {
+                rows_only.push(entity);
+            }
+        }
+        Ok(rows_only)
+    }
+
+    /// `false` when the items do not say enough.
+    fn aggregate(
+        &self,
+        entity: EntityId,
+        items: &[Item<'_>],
+        cells: &mut Cells,
+        total: &mut usize,
+    ) -> Result<bool> {
+        let Some(buckets) = self.buckets.get(&entity) else { return Ok(true) };
+        let Some(of_entity) = aggregate(items, buckets, &self.rules(entity)) else { return Ok(false) };
+        *total += of_entity.len();
+        cells.insert(entity, of_entity);
+        if *total > CELLS_MAX {
+            let message =
+                format!("the rollup has more than {CELLS_MAX} entity-bucket pairs; choose wider buckets");
+            return Err(ApiError::new(Kind::Unprocessable, message));
+        }
+        Ok(true)
+    }
+
+    /// Reads all as rows and aggregates each entity when its rows are there.
+    async fn read_rows(&self, entities: &[EntityId], cells: &mut Cells) -> Result<()> {
+        if entities.is_empty() {
+            return Ok(());
+        }
+        let mut total: usize = cells.values().map(BTreeMap::len).sum();
+        let mut stream = EntityRows::new(self.service.sql(self.query(entities, self.view.clone())).await?);
+        while let Some((entity, samples)) = stream.next().await? {
+            self.aggregate(entity, &merge(&samples, &[]), cells, &mut total)?;
+        }
+        Ok(())
+    }
+
+    /// The rows of some entities in the window, in order of entity and time.
+    fn query(&self, entities: &[EntityId], view: ReadView) -> SqlRequest {
         let time = |micros: i64| ScalarValue::TimestampMicrosecond(Some(micros), Some(Arc::from("UTC")));
         let qualities: Vec<_> = self.request.qualities.iter().map(|q| format!("'{q}'")).collect();
         let mut query = format!(
@@ -303,48 +381,88 @@ impl Reader<'_> {
              AND timestamp < $3 AND quality IN ({})",
             qualities.join(", ")
         );
-        let mut params = vec![ScalarValue::from(self.request.metric.as_str()), time(first.0), time(last.1)];
-        if rows.0.len() > 1 {
-            let mut parts = Vec::new();
-            for (from, to) in &rows.0 {
-                parts.push(format!(
-                    "timestamp >= ${} AND timestamp < ${}",
-                    params.len() + 1,
-                    params.len() + 2
-                ));
-                params.extend([time(*from), time(*to)]);
-            }
-            query += &format!(" AND ({})", parts.join(" OR "));
-        }
         if entities.len() <= ENTITIES_LISTED_MAX {
             let ids: Vec<_> = entities.iter().map(|id| format!("'{id}'")).collect();
             query += &format!(" AND entity_id IN ({})", ids.join(", "));
         }
         query += " ORDER BY entity_id, timestamp";
-        Some(SqlRequest {
-            params,
-            view: Some(self.view.clone()),
+        let (from, to) = self.window();
+        SqlRequest {
+            params: vec![ScalarValue::from(self.request.metric.as_str()), time(from), time(to)],
+            view: Some(view),
             feeds_rollup: true,
             ..SqlRequest::new(query, self.access)
-        })
+        }
     }
 }
 
-/// Rows and days in order of time, without the rows that days stand for.
-fn merge<'a>(samples: &[Sample], days: &'a [Summary]) -> Vec<Item<'a>> {
-    let mut items = Vec::with_capacity(samples.len() + days.len());
-    let mut next = 0;
-    for sample in samples {
-        while let Some(day) = days.get(next).filter(|day| day.last.ts < sample.ts) {
-            items.push(Item::Day(day));
-            next += 1;
-        }
-        if days.get(next).is_none_or(|day| sample.ts < day.first.ts) {
-            items.push(Item::Row(*sample));
+/// The rows of a query, entity by entity.
+struct EntityRows {
+    stream: ResultStream,
+    /// The entity whose rows come, with its text.
+    current: Option<(EntityId, String)>,
+    samples: Vec<Sample>,
+    done: std::vec::IntoIter<(EntityId, Vec<Sample>)>,
+}
+
+impl EntityRows {
+    fn new(stream: ResultStream) -> Self {
+        Self { stream, current: None, samples: Vec::new(), done: Vec::new().into_iter() }
+    }
+
+    async fn next(&mut self) -> Result<Option<(EntityId, Vec<Sample>)>> {
+        loop {
+            if let Some(done) = self.done.next() {
+                return Ok(Some(done));
+            }
+            let Some(batch) = self.stream.next().await else {
+                let last = self.current.take().map(|(entity, _)| entity);
+                return Ok(last.map(|entity| (entity, std::mem::take(&mut self.samples))));
+            };
+            let batch = batch?;
+            let text = |column: usize| {
+                let views = batch.column(column).as_string_view_opt();
+                views.ok_or_else(|| ApiError::internal("the rows of a rollup have unexpected types"))
+            };
+            let (entity, quality) = (text(0)?, text(3)?);
+            let ts = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+            let value = batch.column(2).as_primitive::<Float64Type>();
+            let mut done = Vec::new();
+            for i in 0..batch.num_rows() {
+                let id = entity.value(i);
+                if self.current.as_ref().is_none_or(|(_, known)| known != id) {
+                    if let Some((entity, _)) = self.current {
+                        done.push((entity, std::mem::take(&mut self.samples)));
+                    }
+                    self.current = Some((id.parse()?, id.to_owned()));
+                }
+                let quality: Quality = quality.value(i).parse()?;
+                self.samples.push(Sample { ts: ts.value(i), value: value.value(i), quality });
+            }
+            self.done = done.into_iter();
         }
     }
-    items.extend(days[next..].iter().map(Item::Day));
+}
+
+/// Rows and days in order of time; they lie apart.
+fn merge<'a>(samples: &[Sample], days: &'a [Summary]) -> Vec<Item<'a>> {
+    let mut items = Vec::with_capacity(samples.len() + days.len());
+    let mut next = days.iter().peekable();
+    for sample in samples {
+        while let Some(day) = next.next_if(|day| day.first.ts < sample.ts) {
+            items.push(Item::Day(day));
+        }
+        items.push(Item::Row(*sample));
+    }
+    items.extend(next.map(Item::Day));
     items
+}
+
+/// Where a day was read.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    file: usize,
+    day: usize,
 }
 
 /// Finds out which days of a series stand for their rows.
@@ -352,18 +470,19 @@ struct Choice<'a> {
     rules: Rules,
     buckets: &'a Buckets,
     window: (i64, i64),
-    /// Where files without summaries may have rows.
-    busy: &'a Stretches,
-    /// Times of readings in memory, in order.
-    times: &'a [i64],
+    /// The readings of the series in files without days and in memory, in order.
+    others: &'a [Sample],
+    /// Times of readings in memory, bad ones included, that may take the place of rows in files, in order.
+    late: &'a [i64],
 }
 
 impl Choice<'_> {
-    /// Those that do; where the others lie goes to `rows`.
-    fn of(&self, days: Vec<DaySummary>, rows: &mut Stretches) -> Vec<Summary> {
+    /// The days that lie in the window, in order of time, and whether each stands for its rows.
+    fn of(&self, files: &[FileDays], places: Vec<Place>) -> Vec<(Place, bool)> {
         let (from, to) = self.window;
-        let mut near: Vec<(Summary, bool)> = Vec::with_capacity(days.len());
-        for day in days {
+        let mut near: Vec<(Place, Summary, bool)> = Vec::with_capacity(places.len());
+        for place in places {
+            let day = &files[place.file].days[place.day];
             let Some(summary) = day.summary else { continue };
             if summary.last.ts < from || summary.first.ts >= to {
                 continue;
@@ -371,36 +490,32 @@ impl Choice<'_> {
             let is_same = day.is_whole
                 && day.kind == self.rules.kind
                 && day.cadence.saturating_mul(1_000_000) == self.rules.cadence;
-            near.push((summary, is_same && self.fits(&summary)));
+            near.push((place, summary, is_same && self.fits(&summary)));
         }
-        near.sort_by_key(|(summary, _)| summary.first.ts);
-        // The last one of those that reach farthest so far.
+        near.sort_by_key(|(_, summary, _)| summary.first.ts);
+        // The one that reaches farthest of those before.
         let mut reach: Option<usize> = None;
         for i in 0..near.len() {
             if let Some(before) = reach
-                && near[before].0.last.ts >= near[i].0.first.ts
+                && near[before].1.last.ts >= near[i].1.first.ts
             {
-                near[before].1 = false;
-                near[i].1 = false;
+                near[before].2 = false;
+                near[i].2 = false;
             }
-            if reach.is_none_or(|before| near[before].0.last.ts < near[i].0.last.ts) {
+            if reach.is_none_or(|before| near[before].1.last.ts < near[i].1.last.ts) {
                 reach = Some(i);
             }
         }
-        let mut counting = Vec::with_capacity(near.len());
-        for (summary, counts) in near {
-            match counts {
-                true => counting.push(summary),
-                false => rows.add(summary.first.ts.max(from), (summary.last.ts + 1).min(to)),
-            }
-        }
-        counting
+        near.into_iter().map(|(place, _, counts)| (place, counts)).collect()
     }
 
     fn fits(&self, day: &Summary) -> bool {
         let (first, last) = (day.first.ts, day.last.ts);
-        let next = self.times.partition_point(|ts| *ts < first);
-        if self.times.get(next).is_some_and(|ts| *ts <= last) || self.busy.touches(first, last) {
+        let next = self.others.partition_point(|sample| sample.ts < first);
+        let next_late = self.late.partition_point(|ts| *ts < first);
+        if self.others.get(next).is_some_and(|sample| sample.ts <= last)
+            || self.late.get(next_late).is_some_and(|ts| *ts <= last)
+        {
             return false;
         }
         if last < self.rules.from {
@@ -415,61 +530,5 @@ impl Choice<'_> {
             && last < self.rules.to
             && bucket.is_some()
             && bucket == self.buckets.index(last)
-    }
-}
-
-/// Stretches of time, `from <= ts < to`.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Stretches(Vec<(i64, i64)>);
-
-impl<const N: usize> From<[(i64, i64); N]> for Stretches {
-    fn from(stretches: [(i64, i64); N]) -> Self {
-        Self(stretches.to_vec())
-    }
-}
-
-impl Stretches {
-    fn add(&mut self, from: i64, to: i64) {
-        if from < to {
-            self.0.push((from, to));
-        }
-    }
-
-    /// Puts them in order, those that touch each other as one.
-    fn join(&mut self) {
-        self.0.sort_unstable();
-        let mut joined: Vec<(i64, i64)> = Vec::new();
-        for (from, to) in self.0.drain(..) {
-            match joined.last_mut() {
-                Some(last) if last.1 >= from => last.1 = last.1.max(to),
-                _ => joined.push((from, to)),
-            }
-        }
-        self.0 = joined;
-    }
-
-    /// Closes the smallest gaps until there are at most so many.
-    fn limit(&mut self, most: usize) {
-        if self.0.len() <= most {
-            return;
-        }
-        let mut gaps: Vec<(i64, usize)> =
-            self.0.windows(2).enumerate().map(|(i, pair)| (pair[1].0 - pair[0].1, i + 1)).collect();
-        gaps.sort_unstable_by_key(|gap| std::cmp::Reverse(*gap));
-        let open: BTreeSet<usize> = gaps.into_iter().take(most - 1).map(|(_, at)| at).collect();
-        let mut joined: Vec<(i64, i64)> = Vec::new();
-        for (i, stretch) in self.0.iter().enumerate() {
-            match joined.last_mut() {
-                Some(last) if !open.contains(&i) => last.1 = stretch.1,
-                _ => joined.push(*stretch),
-            }
-        }
-        self.0 = joined;
-    }
-
-    /// Whether a time from `first` to `last` lies in one; they are joined.
-    fn touches(&self, first: i64, last: i64) -> bool {
-        let next = self.0.partition_point(|(_, to)| *to <= first);
-        self.0.get(next).is_some_and(|(from, _)| *from <= last)
     }
 }

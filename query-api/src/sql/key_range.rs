@@ -15,15 +15,13 @@ pub(super) struct KeyRange {
     /// Microseconds since 1970 UTC; `from <= ts < to`.
     pub from: i64,
     pub to: i64,
-    /// When several stretches of time are asked for: those, as above.
-    stretches: Option<Vec<(i64, i64)>>,
     metrics: Option<BTreeSet<String>>,
     entities: Option<BTreeSet<EntityId>>,
 }
 
 impl KeyRange {
     pub(super) fn of(filters: &[Expr]) -> Self {
-        let mut range = Self { from: i64::MIN, to: i64::MAX, stretches: None, metrics: None, entities: None };
+        let mut range = Self { from: i64::MIN, to: i64::MAX, metrics: None, entities: None };
         filters.iter().for_each(|filter| range.narrow(filter));
         range
     }
@@ -33,11 +31,6 @@ impl KeyRange {
             Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
                 self.narrow(left);
                 self.narrow(right);
-            }
-            Expr::BinaryExpr(BinaryExpr { op: Operator::Or, .. }) => {
-                let mut stretches = Vec::new();
-                collect_stretches(filter, &mut stretches);
-                self.stretches.get_or_insert(stretches);
             }
             Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
                 if let (Some(name), Expr::Literal(value, _)) = (column_name(left), &**right) {
@@ -72,13 +65,6 @@ impl KeyRange {
             }
             _ => {}
         }
-    }
-
-    /// Whether times of a file lie in what is asked for.
-    fn is_in_time(&self, file: &DataFile) -> bool {
-        let (min, max) = (file.bounds.min_ts, file.bounds.max_ts);
-        let overlaps = |(from, to): &(i64, i64)| min < *to && max >= *from;
-        overlaps(&(self.from, self.to)) && self.stretches.as_ref().is_none_or(|all| all.iter().any(overlaps))
     }
 
     fn compare(&mut self, column: &str, op: Operator, value: &ScalarValue) {
@@ -135,27 +121,14 @@ impl KeyRange {
         let in_metrics = |metrics: &BTreeSet<String>| {
             metrics.range(bounds.min_metric.clone()..=bounds.max_metric.clone()).next().is_some()
         };
-        self.is_in_time(file)
+        bounds.max_ts >= self.from
+            && bounds.min_ts < self.to
             && self.metrics.as_ref().is_none_or(in_metrics)
             && self.entities.as_ref().is_none_or(|entities| bounds.may_hold_any(entities))
     }
 }
 
 /// The column of an expression, also behind a cast: casts of literals' types keep the order of values.
-/// The times that the sides of an OR leave, each on its own.
-fn collect_stretches(filter: &Expr, stretches: &mut Vec<(i64, i64)>) {
-    match filter {
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
-            collect_stretches(left, stretches);
-            collect_stretches(right, stretches);
-        }
-        side => {
-            let side = KeyRange::of(std::slice::from_ref(side));
-            stretches.push((side.from, side.to));
-        }
-    }
-}
-
 fn column_name(expr: &Expr) -> Option<&str> {
     match expr {
         Expr::Column(column) => Some(&column.name),

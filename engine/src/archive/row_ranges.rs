@@ -1,0 +1,92 @@
+//! Reading some stretches of rows of a data file: what day summaries do not say enough of.
+
+use std::ops::Range;
+
+use arrow::{
+    array::{AsArray, RecordBatch},
+    datatypes::{Float64Type, Int32Type, TimestampMicrosecondType},
+};
+use futures::TryStreamExt;
+use parquet::{
+    arrow::{
+        ParquetRecordBatchStreamBuilder, ProjectionMask,
+        arrow_reader::{ArrowReaderOptions, RowSelection, RowSelector},
+    },
+    file::metadata::PageIndexPolicy,
+};
+use wattlake_catalog::{DataFile, Quality};
+
+use super::{Storage, object_reader::ObjectReader, rows_between, scan::dictionary_schema};
+use crate::{Error, Result};
+
+const BATCH_ROWS: usize = 16_384;
+
+/// A reading as a file holds it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StoredReading {
+    /// Microseconds since 1970 UTC.
+    pub ts: i64,
+    pub value: f64,
+    pub quality: Quality,
+}
+
+/// Reads stretches of rows, which ascend and lie apart, without the `hidden` ones, which ascend, too. Answers the readings of each.
+pub(crate) async fn read_row_ranges(
+    storage: &Storage,
+    file: &DataFile,
+    ranges: &[Range<u64>],
+    hidden: &[u64],
+) -> Result<Vec<Vec<StoredReading>>> {
+    let mut selectors: Vec<RowSelector> = Vec::new();
+    let mut lengths = Vec::with_capacity(ranges.len());
+    let mut next = 0;
+    for range in ranges {
+        if range.start > next {
+            selectors.push(RowSelector::skip((range.start - next) as usize));
+        }
+        let inside =
+            hidden.partition_point(|row| *row < range.start)..hidden.partition_point(|row| *row < range.end);
+        lengths.push((range.end - range.start) as usize - inside.len());
+        selectors.extend(Vec::from(rows_between(range.start, range.end, &hidden[inside])));
+        next = range.end;
+    }
+    // Pages without any of the rows are not read.
+    let options = ArrowReaderOptions::new()
+        .with_schema(dictionary_schema())
+        .with_page_index_policy(PageIndexPolicy::Optional);
+    let reader = ObjectReader::new(storage, &file.stored);
+    let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), ["timestamp", "value", "quality"]);
+    let mut stream = builder
+        .with_projection(mask)
+        .with_row_selection(RowSelection::from(selectors))
+        .with_batch_size(BATCH_ROWS)
+        .build()?;
+    let mut readings = Vec::with_capacity(lengths.iter().sum());
+    while let Some(batch) = stream.try_next().await? {
+        append(&batch, &mut readings).ok_or_else(|| {
+            Error::corrupt(format!("data file {}: not a table of readings", file.stored.path))
+        })?;
+    }
+    if readings.len() != lengths.iter().sum::<usize>() {
+        return Err(Error::corrupt(format!(
+            "data file {} has other rows than its footer says",
+            file.stored.path
+        )));
+    }
+    let mut readings = readings.into_iter();
+    Ok(lengths.into_iter().map(|length| readings.by_ref().take(length).collect()).collect())
+}
+
+fn append(batch: &RecordBatch, readings: &mut Vec<StoredReading>) -> Option<()> {
+    let ts = batch.column_by_name("timestamp")?.as_primitive_opt::<TimestampMicrosecondType>()?;
+    let value = batch.column_by_name("value")?.as_primitive_opt::<Float64Type>()?;
+    let quality = batch.column_by_name("quality")?.as_dictionary_opt::<Int32Type>()?;
+    let texts = quality.values().as_string_opt::<i32>()?;
+    let known = texts.iter().map(|text| text?.parse::<Quality>().ok()).collect::<Option<Vec<_>>>()?;
+    for row in 0..batch.num_rows() {
+        let quality = *known.get(usize::try_from(quality.keys().value(row)).ok()?)?;
+        readings.push(StoredReading { ts: ts.value(row), value: value.value(row), quality });
+    }
+    Some(())
+}
