@@ -189,12 +189,16 @@ impl Reader<'_> {
             late.iter().map(|series| (series.key.entity, &*series.rows.ts)).collect();
         let mut by_entity: BTreeMap<EntityId, Vec<Place>> = BTreeMap::new();
         for (file, FileDays { days, .. }) in with_days.iter().enumerate() {
-            for (day, summary) in days.iter().enumerate() {
-                if entities.binary_search(&summary.entity).is_ok() {
-                    by_entity.entry(summary.entity).or_default().push(Place { file, day });
+            let mut day = 0;
+            for run in days.chunk_by(|a, b| a.entity == b.entity) {
+                if entities.binary_search(&run[0].entity).is_ok() {
+                    let places = (day..day + run.len()).map(|day| Place { file, day });
+                    by_entity.entry(run[0].entity).or_default().extend(places);
                 }
+                day += run.len();
             }
         }
+        let window = self.window();
         let mut days = BTreeMap::new();
         let mut wanted: Vec<Vec<usize>> = vec![Vec::new(); with_days.len()];
         let (mut all, mut many) = (0, 0);
@@ -202,7 +206,7 @@ impl Reader<'_> {
             let Some(buckets) = self.buckets.get(&entity) else { continue };
             let others = rows.get(&entity).map_or(&[][..], |rows| rows);
             let late = late_times.get(&entity).copied().unwrap_or_default();
-            let choice = Choice { rules: self.rules(entity), buckets, window: self.window(), others, late };
+            let choice = Choice { rules: self.rules(entity), buckets, window, others, late };
             let mut counting = Vec::new();
             let places = places.into_iter().map(|place| (place, &with_days[place.file].days[place.day]));
             for (place, day, counts) in choice.of(places) {
