@@ -3,6 +3,8 @@
 //! Summaries of neighbouring stretches are put together by whoever knows the buckets: what lies between the last reading of one and
 //! the first of the next is in neither.
 
+use wattlake_config::MetricKind;
+
 /// A gauge's reading stands for this many cadences at most when the next one is missing; increases of a register over more are spread.
 pub const HOLD_CADENCES: i64 = 2;
 /// A register that falls below this share of its last value was reset; a smaller fall is a glitch.
@@ -37,11 +39,11 @@ pub struct Summary {
     pub min: f64,
     pub max: f64,
     pub sum: f64,
-    /// The integral from the first to the last reading over the time that readings stand for (value times microseconds), and that
+    /// Of an extensive gauge: the integral from the first to the last reading over the time that readings stand for (value times microseconds), and that
     /// time in microseconds.
     pub weighted: f64,
     pub covered: i64,
-    /// Read as a register: what it counted from the first reading to the last one that is no glitch; `None` when there are not two.
+    /// Of a register: what it counted from the first reading to the last one that is no glitch; `None` when there are not two.
     pub increase: Option<f64>,
     /// Steps of the register over more time than a reading stands for: their increase is estimated.
     pub gaps: u64,
@@ -49,7 +51,7 @@ pub struct Summary {
     pub register: Point,
     /// The register neither fell nor had gaps: the increase is the last value without the first.
     pub is_rising: bool,
-    /// Microseconds between two readings when they are evenly spaced and each stands until the next.
+    /// Of an extensive gauge: microseconds between two readings when they are evenly spaced and each stands until the next.
     pub step: Option<i64>,
 }
 
@@ -73,23 +75,12 @@ impl Summary {
         }
     }
 
-    /// Takes the next reading. One stands until the next, at most for `hold` microseconds.
-    pub fn push(&mut self, point: Point, is_estimated: bool, hold: i64) {
-        let span = point.ts - self.last.ts;
-        let covered = span.min(hold);
-        self.weighted += self.last.value * covered as f64;
-        self.covered += covered;
-        let is_even = span <= hold && (self.count == 1 || self.step == Some(span));
-        self.step = is_even.then_some(span);
-        match register_step(self.register.value, point.value) {
-            Some(step) => {
-                let is_gap = point.ts - self.register.ts > hold;
-                self.increase = Some(self.increase.unwrap_or(0.0) + step);
-                self.gaps += u64::from(is_gap);
-                self.is_rising &= !is_gap && point.value >= self.register.value;
-                self.register = point;
-            }
-            None => self.is_rising = false,
+    /// Takes the next reading of a metric of this kind. One stands until the next, at most for `hold` microseconds.
+    pub fn push(&mut self, point: Point, is_estimated: bool, kind: MetricKind, hold: i64) {
+        match kind {
+            MetricKind::GaugeExtensive => self.weigh(point, hold),
+            MetricKind::Register => self.count_up(point, hold),
+            MetricKind::GaugeIntensive | MetricKind::Interval => {}
         }
         self.count += 1;
         self.estimated += u64::from(is_estimated);
@@ -98,37 +89,58 @@ impl Summary {
         self.max = self.max.max(point.value);
         self.sum += point.value;
     }
+
+    fn weigh(&mut self, point: Point, hold: i64) {
+        let span = point.ts - self.last.ts;
+        let covered = span.min(hold);
+        self.weighted += self.last.value * covered as f64;
+        self.covered += covered;
+        let is_even = span <= hold && (self.count == 1 || self.step == Some(span));
+        self.step = is_even.then_some(span);
+    }
+
+    fn count_up(&mut self, point: Point, hold: i64) {
+        let Some(step) = register_step(self.register.value, point.value) else {
+            self.is_rising = false;
+            return;
+        };
+        let is_gap = point.ts - self.register.ts > hold;
+        self.increase = Some(self.increase.unwrap_or(0.0) + step);
+        self.gaps += u64::from(is_gap);
+        self.is_rising &= !is_gap && point.value >= self.register.value;
+        self.register = point;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn summary(points: &[(i64, f64)], hold: i64) -> Summary {
+    fn summary(kind: MetricKind, points: &[(i64, f64)], hold: i64) -> Summary {
         let mut points = points.iter().map(|(ts, value)| Point { ts: *ts, value: *value });
         let mut summary = Summary::of(points.next().expect("one"), false);
-        points.for_each(|point| summary.push(point, false, hold));
+        points.for_each(|point| summary.push(point, false, kind, hold));
         summary
     }
 
     #[test]
     fn readings_stand_until_the_next_but_not_for_ever() {
-        let even = summary(&[(0, 1.0), (10, 2.0), (20, 4.0)], 20);
+        let even = summary(MetricKind::GaugeExtensive, &[(0, 1.0), (10, 2.0), (20, 4.0)], 20);
         assert_eq!((even.weighted, even.covered, even.step), (30.0, 20, Some(10)));
-        let gap = summary(&[(0, 1.0), (10, 2.0), (50, 4.0)], 20);
+        let gap = summary(MetricKind::GaugeExtensive, &[(0, 1.0), (10, 2.0), (50, 4.0)], 20);
         assert_eq!((gap.weighted, gap.covered, gap.step), (50.0, 30, None));
         assert_eq!((gap.first.value, gap.last.ts, gap.min, gap.max, gap.sum), (1.0, 50, 1.0, 4.0, 7.0));
     }
 
     #[test]
     fn registers_are_reset_and_have_glitches_and_gaps() {
-        let rising = summary(&[(0, 100.0), (10, 101.0), (20, 103.0)], 20);
+        let rising = summary(MetricKind::Register, &[(0, 100.0), (10, 101.0), (20, 103.0)], 20);
         assert_eq!((rising.increase, rising.is_rising, rising.gaps), (Some(3.0), true, 0));
-        let reset = summary(&[(0, 100.0), (10, 2.0)], 20);
+        let reset = summary(MetricKind::Register, &[(0, 100.0), (10, 2.0)], 20);
         assert_eq!((reset.increase, reset.is_rising), (Some(2.0), false));
-        let glitch = summary(&[(0, 100.0), (10, 99.0)], 20);
+        let glitch = summary(MetricKind::Register, &[(0, 100.0), (10, 99.0)], 20);
         assert_eq!((glitch.increase, glitch.register.ts, glitch.is_rising), (None, 0, false));
-        let gap = summary(&[(0, 100.0), (50, 104.0)], 20);
+        let gap = summary(MetricKind::Register, &[(0, 100.0), (50, 104.0)], 20);
         assert_eq!((gap.increase, gap.gaps, gap.is_rising), (Some(4.0), 1, false));
     }
 }

@@ -273,7 +273,7 @@ impl OpenDay {
             };
             let point = Point { ts: rows.ts[row], value: rows.value[row] };
             match &mut self.summary {
-                Some(summary) => summary.push(point, is_estimated, hold),
+                Some(summary) => summary.push(point, is_estimated, self.meaning.kind, hold),
                 None => self.summary = Some(Summary::of(point, is_estimated)),
             }
         }

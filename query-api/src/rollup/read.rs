@@ -548,7 +548,7 @@ mod tests {
     fn day(times: &[i64]) -> DaySummary {
         let point = |ts: &i64| Point { ts: *ts, value: *ts as f64 };
         let mut summary = Summary::of(point(&times[0]), false);
-        times[1..].iter().for_each(|ts| summary.push(point(ts), false, 20));
+        times[1..].iter().for_each(|ts| summary.push(point(ts), false, MetricKind::Register, 20));
         DaySummary {
             entity: EntityId(uuid::Uuid::nil()),
             kind: MetricKind::Register,

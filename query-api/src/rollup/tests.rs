@@ -216,7 +216,7 @@ proptest! {
             let mut points = samples.iter().map(|s| (Point { ts: s.ts, value: s.value }, s.quality == Quality::Estimated));
             let (first, is_estimated) = points.next().expect("one");
             let mut summary = Summary::of(first, is_estimated);
-            points.for_each(|(point, is_estimated)| summary.push(point, is_estimated, hold));
+            points.for_each(|(point, is_estimated)| summary.push(point, is_estimated, kind, hold));
             summary
         }).collect();
         let mut items = Vec::new();
