@@ -46,7 +46,7 @@ impl ReadView {
         metric: &str,
         entities: &RangeInclusive<EntityId>,
     ) -> Result<Option<Vec<DaySummary>>> {
-        let Some(mut days) = read_day_summaries(&self.storage, file, metric, entities).await? else {
+        let Some(mut days) = read_day_summaries(&self.storage, file, Some(metric), entities).await? else {
             return Ok(None);
         };
         let hidden = deleted_rows(&self.storage, file).await?;

@@ -90,6 +90,40 @@ impl Summary {
         self.sum += point.value;
     }
 
+    /// Whether it says the same as another one, but for the rounding of sums.
+    pub(crate) fn is_like(&self, other: &Self, kind: MetricKind) -> bool {
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs());
+        let near_point = |a: Point, b: Point| a.ts == b.ts && near(a.value, b.value);
+        let is_same = (self.count, self.estimated) == (other.count, other.estimated)
+            && near_point(self.first, other.first)
+            && near_point(self.last, other.last)
+            && near(self.min, other.min)
+            && near(self.max, other.max);
+        is_same
+            && match kind {
+                MetricKind::GaugeExtensive => {
+                    // The integral of readings of both signs may be near zero.
+                    let most = self.min.abs().max(self.max.abs()) * self.covered as f64;
+                    let is_near = (self.weighted - other.weighted).abs() <= 1e-9 * most;
+                    self.covered == other.covered && is_near
+                }
+                MetricKind::Register => {
+                    let increase = self
+                        .increase
+                        .zip(other.increase)
+                        .is_none_or(|(a, b)| (a - b).abs() <= 1e-9 * self.max.abs().max(self.min.abs()));
+                    increase
+                        && self.increase.is_some() == other.increase.is_some()
+                        && self.gaps == other.gaps
+                        && near_point(self.register, other.register)
+                }
+                MetricKind::GaugeIntensive | MetricKind::Interval => {
+                    let most = self.min.abs().max(self.max.abs()) * self.count as f64;
+                    (self.sum - other.sum).abs() <= 1e-9 * most
+                }
+            }
+    }
+
     fn weigh(&mut self, point: Point, hold: i64) {
         let span = point.ts - self.last.ts;
         let covered = span.min(hold);

@@ -1,5 +1,7 @@
 //! `verify`: whether the archive is what the catalog says it is. Reads everything, changes nothing.
 
+mod day_check;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -7,11 +9,13 @@ use std::{
 
 use serde::Serialize;
 use tokio::runtime::Handle;
-use wattlake_catalog::{DataFile, Manifest, StoredFile};
+use uuid::Uuid;
+use wattlake_catalog::{DataFile, EntityId, Manifest, StoredFile};
 
+use self::day_check::DayCheck;
 use crate::{
     Engine, Result, Storage,
-    archive::{Chunk, FileScan, deleted_rows, read_footer_rows},
+    archive::{Chunk, FileScan, deleted_rows, read_day_summaries, read_footer_rows},
     background,
     compaction::Input,
     flush::month_of,
@@ -234,12 +238,16 @@ fn verify_file(
     file: &DataFile,
 ) -> Result<Option<String>> {
     let in_footer = read_footer_rows(handle, storage, file)?;
+    let all = EntityId(Uuid::nil())..=EntityId(Uuid::max());
+    let days = handle.block_on(read_day_summaries(storage, file, None, &all))?;
+    let mut days = DayCheck::new(days);
     let bounds = &file.bounds;
     let mut rows = 0;
     let (min_entity, max_entity) = (bounds.min_entity.as_str(), bounds.max_entity.as_str());
     for chunk in FileScan::open(handle, storage, series, file, &[])? {
         let (key, part): Chunk = chunk?;
         rows += part.len() as u64;
+        days.take(&key, &part);
         let entity = key.entity.to_string();
         let in_bounds = (min_entity..=max_entity).contains(&entity.as_str())
             && (bounds.min_metric.as_str()..=bounds.max_metric.as_str()).contains(&&*key.metric)
@@ -247,6 +255,9 @@ fn verify_file(
         if !in_bounds {
             return Ok(Some(format!("rows of {} of entity {entity} lie outside of its bounds", key.metric)));
         }
+    }
+    if let Some(message) = days.finish() {
+        return Ok(Some(message));
     }
     let is_right = rows == file.rows && in_footer == file.rows;
     Ok((!is_right).then(|| format!("{rows} rows where the catalog says {}", file.rows)))

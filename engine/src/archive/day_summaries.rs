@@ -428,11 +428,12 @@ impl AsyncFileReader for EmbeddedReader {
     }
 }
 
-/// The days of a metric in a file, in the order of its rows, of entities in a range; `None` when the file has no summaries.
+/// The days of a metric (`None`: of all) in a file, in the order of its rows, of entities in a range; `None` when the file has no
+/// summaries.
 pub(crate) async fn read_day_summaries(
     storage: &Storage,
     file: &DataFile,
-    metric: &str,
+    metric: Option<&str>,
     entities: &RangeInclusive<EntityId>,
 ) -> Result<Option<Vec<DaySummary>>> {
     let mut reader = ObjectReader::new(storage, &file.stored);
@@ -444,7 +445,7 @@ pub(crate) async fn read_day_summaries(
     let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
     let (low, high) = (entities.start().to_string(), entities.end().to_string());
     let bounds = key_bounds(builder.metadata(), &schema)?.into_iter().enumerate();
-    let hit = bounds.filter(|(_, group)| group.may_hold(metric, &low, &high));
+    let hit = bounds.filter(|(_, group)| metric.is_none_or(|metric| group.may_hold(metric, &low, &high)));
     let groups = hit.map(|(index, _)| index).collect();
     let mut stream = builder.with_row_groups(groups).with_batch_size(GROUP_DAYS).build()?;
     let mut reader = DayReader { metric, entities, next_row: 0, previous: None, days: Vec::new() };
@@ -458,11 +459,11 @@ pub(crate) async fn read_day_summaries(
 
 /// Takes the wanted days out of batches that come in order.
 struct DayReader<'a> {
-    metric: &'a str,
+    metric: Option<&'a str>,
     entities: &'a RangeInclusive<EntityId>,
     next_row: u64,
-    /// The entity of the last day of the metric, and its last value in thousandths.
-    previous: Option<(EntityId, i64)>,
+    /// The series of the last day, and its last value in thousandths.
+    previous: Option<(i32, EntityId, i64)>,
     days: Vec<DaySummary>,
 }
 
@@ -471,8 +472,12 @@ impl DayReader<'_> {
     fn read(&mut self, batch: &RecordBatch) -> Option<()> {
         let texts = |name: &str| batch.column_by_name(name)?.as_dictionary_opt::<Int32Type>();
         let (metrics, ids) = (texts("metric")?, texts("entity_id")?);
-        let wanted =
-            metrics.values().as_string_opt::<i32>()?.iter().position(|text| text == Some(self.metric));
+        let wanted: Vec<bool> = metrics
+            .values()
+            .as_string_opt::<i32>()?
+            .iter()
+            .map(|text| self.metric.is_none() || text == self.metric)
+            .collect();
         let known = ids.values().as_string_opt::<i32>()?.iter().map(|text| text?.parse::<EntityId>().ok());
         let known = known.collect::<Option<Vec<_>>>()?;
         let kinds = batch.column_by_name("kind")?.as_primitive_opt::<UInt8Type>()?;
@@ -492,14 +497,16 @@ impl DayReader<'_> {
             }
             let rows = self.next_row..self.next_row.checked_add(u64::try_from(integer(2)?).ok()?)?;
             self.next_row = rows.end;
-            if wanted != usize::try_from(metrics.keys().value(row)).ok() {
+            let metric = metrics.keys().value(row);
+            if !*wanted.get(usize::try_from(metric).ok()?)? {
                 self.previous = None;
                 continue;
             }
             let entity = *known.get(usize::try_from(ids.keys().value(row)).ok()?)?;
             let mut thousandths: [Option<i64>; NUMBERS.len()] =
                 std::array::from_fn(|i| milli[i].is_valid(row).then(|| milli[i].value(row)));
-            let before = self.previous.filter(|(id, _)| *id == entity).map_or(0, |(_, last)| last);
+            let is_same = |(m, id, _): &(i32, EntityId, i64)| (*m, *id) == (metric, entity);
+            let before = self.previous.filter(is_same).map_or(0, |(_, _, last)| last);
             thousandths[FIRST] = match thousandths[FIRST] {
                 Some(delta) => Some(before.checked_add(from_zigzag(delta))?),
                 None => None,
@@ -508,7 +515,7 @@ impl DayReader<'_> {
                 Some(delta) => Some(thousandths[FIRST].unwrap_or(0).checked_add(from_zigzag(delta))?),
                 None => None,
             };
-            self.previous = Some((entity, thousandths[LAST].unwrap_or(0)));
+            self.previous = Some((metric, entity, thousandths[LAST].unwrap_or(0)));
             if !self.entities.contains(&entity) {
                 continue;
             }

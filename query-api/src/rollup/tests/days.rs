@@ -241,6 +241,8 @@ async fn rollups_from_days_equal_those_from_rows() {
         for n in 0..10 {
             world.compare(&format!("seed {seed}, compacted again, {n}")).await;
         }
+        let report = world.engine.verify(false).await.expect("verify");
+        assert!(report.is_sound(), "{:?}", report.problems);
         world.engine.stop().await.expect("stop");
     }
 }

@@ -1,0 +1,117 @@
+//! Whether the day summaries of a file say what its rows say.
+
+use wattlake_catalog::Quality;
+
+use crate::{DaySummary, HOLD_CADENCES, Point, SeriesKey, Summary, rows::Rows};
+
+/// Sums up rows anew, in their order, and compares that with the day summaries of their file.
+pub(super) struct DayCheck {
+    days: std::iter::Peekable<std::vec::IntoIter<DaySummary>>,
+    next_row: u64,
+    summary: Option<Summary>,
+    wrong: Option<String>,
+}
+
+impl DayCheck {
+    pub(super) fn new(days: Option<Vec<DaySummary>>) -> Self {
+        Self {
+            days: days.unwrap_or_default().into_iter().peekable(),
+            next_row: 0,
+            summary: None,
+            wrong: None,
+        }
+    }
+
+    pub(super) fn take(&mut self, key: &SeriesKey, rows: &Rows) {
+        for row in 0..rows.len() {
+            let Some(day) = self.days.peek() else { return };
+            let is_in_place = day.entity == key.entity && day.rows.contains(&self.next_row);
+            if !is_in_place && self.wrong.is_none() {
+                self.wrong = Some(format!("the day summaries do not follow the rows of {}", key.metric));
+            }
+            self.next_row += 1;
+            let point = Point { ts: rows.ts[row], value: rows.value[row] };
+            let is_estimated = rows.quality[row] == Quality::Estimated;
+            match &mut self.summary {
+                _ if rows.quality[row] == Quality::Bad => {}
+                Some(summary) => {
+                    let hold = day.cadence.saturating_mul(1_000_000 * HOLD_CADENCES);
+                    summary.push(point, is_estimated, day.kind, hold);
+                }
+                None => self.summary = Some(Summary::of(point, is_estimated)),
+            }
+            if self.next_row < day.rows.end {
+                continue;
+            }
+            let (found, kind) = (self.summary.take(), day.kind);
+            let is_like = match (&day.summary, &found) {
+                (Some(stored), Some(found)) => found.is_like(stored, kind),
+                (stored, found) => stored.is_none() && found.is_none(),
+            };
+            if !is_like && self.wrong.is_none() {
+                self.wrong = Some(format!(
+                    "the summary of a day of {} of entity {} that ends at {} us does not say what its rows say",
+                    key.metric, key.entity, rows.ts[row]
+                ));
+            }
+            self.days.next();
+        }
+    }
+
+    /// What is wrong, in words.
+    pub(super) fn finish(mut self) -> Option<String> {
+        let is_over = self.days.peek().is_none();
+        self.wrong.take().or_else(|| (!is_over).then(|| "there are day summaries without rows".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+    use wattlake_catalog::{EntityId, EntityType};
+    use wattlake_config::MetricKind;
+
+    use super::*;
+
+    #[test]
+    fn day_summaries_that_say_something_else_are_found() {
+        let entity = EntityId(Uuid::from_u128(1));
+        let key = SeriesKey { entity, entity_type: EntityType::Meter, metric: Arc::from("power") };
+        let mut rows = Rows::with_capacity(4);
+        for (ts, value, quality) in [
+            (0, 1.0, Quality::Good),
+            (10, 3.0, Quality::Bad),
+            (20, 2.0, Quality::Estimated),
+            (30, 8.0, Quality::Good),
+        ] {
+            rows.ts.push(ts);
+            rows.value.push(value);
+            rows.quality.push(quality);
+        }
+        let mut summary = Summary::of(Point { ts: 0, value: 1.0 }, false);
+        summary.push(Point { ts: 20, value: 2.0 }, true, MetricKind::GaugeExtensive, 2_000_000);
+        let day = |rows: std::ops::Range<u64>, summary| DaySummary {
+            entity,
+            kind: MetricKind::GaugeExtensive,
+            cadence: 1,
+            rows,
+            is_whole: true,
+            summary: Some(summary),
+        };
+        let last = Summary::of(Point { ts: 30, value: 8.0 }, false);
+        let check = |days: Vec<DaySummary>| {
+            let mut check = DayCheck::new(Some(days));
+            check.take(&key, &rows);
+            check.finish()
+        };
+        assert_eq!(check(vec![day(0..3, summary), day(3..4, last)]), None);
+        let wrong = Summary { weighted: summary.weighted + 1.0, ..summary };
+        let message = check(vec![day(0..3, wrong), day(3..4, last)]).expect("wrong");
+        assert!(message.contains("power") && message.contains("20 us"), "{message}");
+        assert!(check(vec![day(0..3, summary), day(4..5, last)]).is_some(), "not where the rows are");
+        assert!(check(vec![day(0..3, summary), day(3..4, last), day(4..5, last)]).is_some(), "too many");
+        assert!(check(vec![day(0..3, Summary { count: 3, ..summary }), day(3..4, last)]).is_some());
+    }
+}
