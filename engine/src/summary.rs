@@ -3,7 +3,10 @@
 //! Summaries of neighbouring stretches are put together by whoever knows the buckets: what lies between the last reading of one and
 //! the first of the next is in neither.
 
+use wattlake_catalog::Quality;
 use wattlake_config::MetricKind;
+
+use crate::rows::Rows;
 
 /// A gauge's reading stands for this many cadences at most when the next one is missing; increases of a register over more are spread.
 pub const HOLD_CADENCES: i64 = 2;
@@ -72,6 +75,20 @@ impl Summary {
             register: point,
             is_rising: true,
             step: None,
+        }
+    }
+
+    /// Takes the next row of a series into what is summed up so far; bad ones are left out.
+    pub(crate) fn take_row(so_far: &mut Option<Self>, rows: &Rows, row: usize, kind: MetricKind, hold: i64) {
+        let is_estimated = match rows.quality[row] {
+            Quality::Bad => return,
+            Quality::Good => false,
+            Quality::Estimated => true,
+        };
+        let point = Point { ts: rows.ts[row], value: rows.value[row] };
+        match so_far {
+            Some(summary) => summary.push(point, is_estimated, kind, hold),
+            None => *so_far = Some(Self::of(point, is_estimated)),
         }
     }
 

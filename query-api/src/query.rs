@@ -176,7 +176,7 @@ impl QueryService {
         let started = Instant::now();
         let task = self.runtime()?.spawn(async move {
             let _turn = turn;
-            let mut clock = Allowance { left: limit, limit };
+            let mut clock = Allowance::new(limit);
             let planned = clock.spend(plan(engine, request, memory, &shared)).await;
             let (mut batches, context) = match planned.and_then(|planned| planned) {
                 Ok(planned) => planned,
@@ -239,13 +239,17 @@ impl Drop for QueryService {
 }
 
 /// Time that a query may work; waiting for its reader is not work.
-struct Allowance {
+pub(crate) struct Allowance {
     left: Duration,
     limit: Duration,
 }
 
 impl Allowance {
-    async fn spend<T>(&mut self, work: impl Future<Output = T>) -> Result<T> {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { left: limit, limit }
+    }
+
+    pub(crate) async fn spend<T>(&mut self, work: impl Future<Output = T>) -> Result<T> {
         let started = Instant::now();
         let outcome = timeout(self.left, work).await;
         self.left = self.left.saturating_sub(started.elapsed());

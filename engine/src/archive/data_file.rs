@@ -217,13 +217,19 @@ pub(crate) struct EncodedFile {
     pub bytes: Bytes,
 }
 
+/// Length of the footer of an encoded Parquet file, without its length field and magic number.
+pub(super) fn footer_bytes(file: &[u8]) -> Result<u64> {
+    let tail = file.len().checked_sub(8).map(|at| &file[at..]);
+    let length = tail.and_then(|tail| tail.first_chunk::<4>()).map(|length| u32::from_le_bytes(*length));
+    length
+        .map(u64::from)
+        .filter(|length| length + 8 <= file.len() as u64)
+        .ok_or_else(|| Error::internal("an encoded Parquet file is too short"))
+}
+
 /// Hash, checksums, size and footer length of an encoded Parquet file.
 pub(super) fn describe(path: String, bytes: &Bytes) -> Result<StoredFile> {
-    let tail = bytes.len().checked_sub(8).map(|at| &bytes[at..]);
-    let footer_bytes = tail
-        .and_then(|tail| tail.first_chunk::<4>())
-        .map(|length| u64::from(u32::from_le_bytes(*length)))
-        .ok_or_else(|| Error::internal("an encoded Parquet file is too short"))?;
+    let footer_bytes = footer_bytes(bytes)?;
     let blake3 = blake3::hash(bytes).to_hex().to_string();
     let sums = BlockSums::new(bytes.chunks(BlockSums::BLOCK_BYTES as usize).map(crc32c::crc32c));
     Ok(StoredFile { path, bytes: bytes.len() as u64, footer_bytes, blake3, sums })

@@ -32,10 +32,10 @@ use parquet::{
     },
     schema::types::ColumnPath,
 };
-use wattlake_catalog::{DataFile, EntityId, Quality};
+use wattlake_catalog::{DataFile, EntityId};
 use wattlake_config::MetricKind;
 
-use super::{Storage, lookup::key_bounds, object_reader::ObjectReader};
+use super::{Storage, data_file::footer_bytes, lookup::key_bounds, object_reader::ObjectReader};
 use crate::{
     Error, Result, SeriesKey,
     meaning::{Meaning, Meanings},
@@ -266,16 +266,7 @@ impl OpenDay {
         self.rows.end += range.len() as u64;
         let hold = self.meaning.cadence * HOLD_CADENCES;
         for row in range {
-            let is_estimated = match rows.quality[row] {
-                Quality::Bad => continue,
-                Quality::Good => false,
-                Quality::Estimated => true,
-            };
-            let point = Point { ts: rows.ts[row], value: rows.value[row] };
-            match &mut self.summary {
-                Some(summary) => summary.push(point, is_estimated, self.meaning.kind, hold),
-                None => self.summary = Some(Summary::of(point, is_estimated)),
-            }
+            Summary::take_row(&mut self.summary, rows, row, self.meaning.kind, hold);
         }
     }
 }
@@ -382,10 +373,7 @@ pub(super) fn length_entry(table: &[u8]) -> KeyValue {
 
 /// Puts the table before the footer of a file whose metadata says its length.
 pub(super) fn embed(file: &mut Vec<u8>, table: &[u8]) -> Result<()> {
-    let too_short = || Error::internal("an encoded Parquet file is too short");
-    let tail = file.len().checked_sub(TAIL_BYTES).ok_or_else(too_short)?;
-    let length = file[tail..].first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
-    let footer = tail.checked_sub(length).ok_or_else(too_short)?;
+    let footer = file.len() - TAIL_BYTES - footer_bytes(file)? as usize;
     file.splice(footer..footer, table.iter().copied());
     Ok(())
 }

@@ -1,11 +1,10 @@
 //! Whether the day summaries of a file say what its rows say.
 
-use wattlake_catalog::Quality;
-
-use crate::{DaySummary, HOLD_CADENCES, Point, SeriesKey, Summary, rows::Rows};
+use crate::{DaySummary, HOLD_CADENCES, SeriesKey, Summary, rows::Rows};
 
 /// Sums up rows anew, in their order, and compares that with the day summaries of their file.
 pub(super) struct DayCheck {
+    has_days: bool,
     days: std::iter::Peekable<std::vec::IntoIter<DaySummary>>,
     next_row: u64,
     summary: Option<Summary>,
@@ -15,6 +14,7 @@ pub(super) struct DayCheck {
 impl DayCheck {
     pub(super) fn new(days: Option<Vec<DaySummary>>) -> Self {
         Self {
+            has_days: days.is_some(),
             days: days.unwrap_or_default().into_iter().peekable(),
             next_row: 0,
             summary: None,
@@ -24,22 +24,19 @@ impl DayCheck {
 
     pub(super) fn take(&mut self, key: &SeriesKey, rows: &Rows) {
         for row in 0..rows.len() {
-            let Some(day) = self.days.peek() else { return };
+            let Some(day) = self.days.peek() else {
+                if self.has_days && self.wrong.is_none() {
+                    self.wrong = Some(format!("rows of {} have no day summary", key.metric));
+                }
+                return;
+            };
             let is_in_place = day.entity == key.entity && day.rows.contains(&self.next_row);
             if !is_in_place && self.wrong.is_none() {
                 self.wrong = Some(format!("the day summaries do not follow the rows of {}", key.metric));
             }
             self.next_row += 1;
-            let point = Point { ts: rows.ts[row], value: rows.value[row] };
-            let is_estimated = rows.quality[row] == Quality::Estimated;
-            match &mut self.summary {
-                _ if rows.quality[row] == Quality::Bad => {}
-                Some(summary) => {
-                    let hold = day.cadence.saturating_mul(1_000_000 * HOLD_CADENCES);
-                    summary.push(point, is_estimated, day.kind, hold);
-                }
-                None => self.summary = Some(Summary::of(point, is_estimated)),
-            }
+            let hold = day.cadence.saturating_mul(1_000_000 * HOLD_CADENCES);
+            Summary::take_row(&mut self.summary, rows, row, day.kind, hold);
             if self.next_row < day.rows.end {
                 continue;
             }
@@ -70,10 +67,11 @@ mod tests {
     use std::sync::Arc;
 
     use uuid::Uuid;
-    use wattlake_catalog::{EntityId, EntityType};
+    use wattlake_catalog::{EntityId, EntityType, Quality};
     use wattlake_config::MetricKind;
 
     use super::*;
+    use crate::Point;
 
     #[test]
     fn day_summaries_that_say_something_else_are_found() {
@@ -107,6 +105,7 @@ mod tests {
             check.finish()
         };
         assert_eq!(check(vec![day(0..3, summary), day(3..4, last)]), None);
+        assert!(check(vec![day(0..3, summary)]).is_some(), "a day is missing");
         let wrong = Summary { weighted: summary.weighted + 1.0, ..summary };
         let message = check(vec![day(0..3, wrong), day(3..4, last)]).expect("wrong");
         assert!(message.contains("power") && message.contains("20 us"), "{message}");

@@ -4,18 +4,11 @@ use std::collections::BTreeMap;
 
 use wattlake_catalog::Quality;
 use wattlake_config::MetricKind;
+/// A raw row of one entity.
+pub(crate) use wattlake_engine::StoredReading as Sample;
 use wattlake_engine::{HOLD_CADENCES, Point, Summary, register_step};
 
 use super::bucket::Buckets;
-
-/// A raw row of one entity.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Sample {
-    /// Microseconds since 1970 UTC.
-    pub ts: i64,
-    pub value: f64,
-    pub quality: Quality,
-}
 
 /// What an entity's readings are given as, in order of time: one by one, or summed up where all of them lie in one bucket, or
 /// outside of the range asked for.

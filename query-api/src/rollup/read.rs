@@ -18,9 +18,7 @@ use datafusion::common::ScalarValue;
 use futures::{StreamExt, TryStreamExt, stream};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet, Quality};
 use wattlake_config::MetricKind;
-use wattlake_engine::{
-    DaySummary, HOLD_CADENCES, ReadView, SeriesRows, StoredReading, Summary, cadence_micros,
-};
+use wattlake_engine::{DaySummary, HOLD_CADENCES, ReadView, SeriesRows, Summary, cadence_micros};
 
 use super::{
     aggregate::{Aggregation, Cell, Item, Rules, Sample, aggregate},
@@ -29,7 +27,7 @@ use super::{
 };
 use crate::{
     error::{ApiError, Kind, Result},
-    query::{QueryService, ResultStream, SqlRequest},
+    query::{Allowance, QueryService, ResultStream, SqlRequest},
 };
 
 /// Entity-bucket pairs of one rollup.
@@ -97,10 +95,12 @@ impl Reader<'_> {
             self.read_rows(&entities, &mut cells).await?;
             return Ok((cells, 0));
         }
+        // Reading days is a part of the query, but not one that SQL sees.
+        let mut clock = Allowance::new(self.service.engine().settings().query.timeout.0);
         let (from, to) = self.window();
         let portion = (DAYS_AT_ONCE / (to.saturating_sub(from) / DAY + 1)).max(1) as usize;
         for entities in entities.chunks(portion) {
-            let rows_only = match self.within_time(self.read_parts(entities)).await? {
+            let rows_only = match clock.spend(self.read_parts(entities)).await?? {
                 Some(parts) => {
                     days += parts.days.values().map(Vec::len).sum::<usize>();
                     self.aggregate_parts(parts, &mut cells)?
@@ -113,17 +113,6 @@ impl Reader<'_> {
             }
         }
         Ok((cells, days))
-    }
-
-    /// Reading days is a part of the query, but not one that SQL sees.
-    async fn within_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let limit = self.service.engine().settings().query.timeout;
-        tokio::time::timeout(limit.0, work).await.unwrap_or_else(|_| {
-            Err(ApiError::new(
-                Kind::Unprocessable,
-                format!("the rollup took longer than query.timeout = {limit}"),
-            ))
-        })
     }
 
     /// Whether a day's summary can say what is asked.
@@ -300,12 +289,8 @@ impl Reader<'_> {
         let ranges: Vec<Range<u64>> = wanted.iter().map(|day| file.days[*day].rows.clone()).collect();
         let read = self.view.row_ranges(&file.file, &ranges, late).await?;
         let (from, to) = self.window();
-        let sample = |reading: StoredReading| {
-            let StoredReading { ts, value, quality } = reading;
-            let is_asked = (from..to).contains(&ts) && self.request.qualities.contains(&quality);
-            is_asked.then_some(Sample { ts, value, quality })
-        };
-        let samples = read.into_iter().map(|readings| readings.into_iter().filter_map(sample).collect());
+        let is_asked = |s: &Sample| (from..to).contains(&s.ts) && self.request.qualities.contains(&s.quality);
+        let samples = read.into_iter().map(|readings| readings.into_iter().filter(is_asked).collect());
         Ok(wanted.iter().map(|day| file.days[*day].entity).zip(samples).collect())
     }
 
