@@ -1,13 +1,17 @@
 //! A disk that fails on demand, for tests.
 
 use std::{
-    io,
-    path::Path,
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
+
+use parking_lot::Mutex;
 
 use super::{
     DiskFiles,
@@ -21,6 +25,10 @@ pub(crate) struct FaultyDisk {
     pub fail_frames: Arc<AtomicBool>,
     pub fail_truncate: Arc<AtomicBool>,
     pub fail_sync: Arc<AtomicBool>,
+    /// Names by inode as they were when their folder was last synced: those that a power cut leaves.
+    durable_names: Arc<Mutex<HashMap<u64, PathBuf>>>,
+    /// The durable names of files when they were opened to be written over.
+    pub reused: Arc<Mutex<Vec<Option<PathBuf>>>>,
 }
 
 struct FaultyFile(Box<dyn SegmentFile>, FaultyDisk);
@@ -58,10 +66,19 @@ impl SegmentFiles for FaultyDisk {
     }
 
     fn reopen(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        let name = self.durable_names.lock().get(&fs::metadata(path)?.ino()).cloned();
+        self.reused.lock().push(name);
         Ok(Box::new(FaultyFile(DiskFiles.reopen(path)?, self.clone())))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        DiskFiles.sync_dir(dir)
+        DiskFiles.sync_dir(dir)?;
+        let mut names = HashMap::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            names.insert(entry.metadata()?.ino(), entry.path());
+        }
+        *self.durable_names.lock() = names;
+        Ok(())
     }
 }

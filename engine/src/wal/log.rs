@@ -228,9 +228,7 @@ impl Log {
         }
         failpoint!("wal.release.after");
         // Before one is written over: under its old name again after a power cut, its new header would be damage.
-        if !seeded_bug!("bug.released_names_not_synced") {
-            self.files.sync_dir(&self.dir).map_err(|error| Error::io("sync", &self.dir, &error))?;
-        }
+        self.files.sync_dir(&self.dir).map_err(|error| Error::io("sync", &self.dir, &error))?;
         self.spares.append(&mut renamed);
         Ok(())
     }

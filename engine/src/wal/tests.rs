@@ -219,6 +219,27 @@ fn segments_are_written_over_and_old_frames_stay_dead() {
     assert!(recovered.torn_bytes > 0);
 }
 
+/// Under its old name again after a power cut, a segment with a new header would be damage.
+#[test]
+fn segments_are_written_over_only_under_a_durable_name() {
+    let dir = TempDir::new().expect("dir");
+    let disk = FaultyDisk::default();
+    let mut log = Log::new(dir.path(), Box::new(disk.clone()), 300, empty(1));
+    for n in 1..60 {
+        log.append(&[chunk_of(n)]).expect("append");
+        log.sync().expect("sync");
+        if n % 7 == 0 {
+            log.release_through(n as u64 - 2).expect("release");
+        }
+    }
+    let reused = disk.reused.lock();
+    assert!(reused.len() > 5, "{reused:?}");
+    for name in &*reused {
+        let is_spare = name.as_ref().is_some_and(|name| name.extension() == Some(segment::SPARE.as_ref()));
+        assert!(is_spare, "{reused:?}");
+    }
+}
+
 /// Whatever single bit is flipped, salvage loses at most the one frame that it is in, and says so.
 #[test]
 fn salvage_loses_only_what_is_damaged() {

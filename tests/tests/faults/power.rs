@@ -56,7 +56,7 @@ pub(crate) async fn find_fault(failpoints: &str, cuts: u32) -> Option<Result<(),
         let options = Options::new(&disk.path().join(format!("data{round}")), &disk.outside().join("log"));
         let armed = options.with_failpoints(failpoints);
         let ledger = Arc::new(Ledger::default());
-        for _ in 0..CUTS_PER_DIRECTORY.min(cuts) {
+        for cut_number in 0..CUTS_PER_DIRECTORY.min(cuts) {
             let found = async {
                 cut(&mut disk, &armed, &ledger, false).await?;
                 let server = Server::try_start(&options).await?;
@@ -69,9 +69,9 @@ pub(crate) async fn find_fault(failpoints: &str, cuts: u32) -> Option<Result<(),
                     false => Err("a second start shows something else".to_owned()),
                 }
             };
-            let found = found.await;
-            if found.is_err() {
-                return Some(found);
+            if let Err(message) = found.await {
+                let cuts = round * CUTS_PER_DIRECTORY + cut_number + 1;
+                return Some(Err(format!("after {cuts} cuts: {message}")));
             }
         }
         std::fs::remove_dir_all(&options.dir).expect("clean");

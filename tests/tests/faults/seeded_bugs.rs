@@ -64,12 +64,7 @@ async fn planted_bugs_are_found_by_kills() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn planted_bugs_are_found_by_power_cuts() {
-    for bug in [
-        "bug.ack_before_sync=return",
-        "bug.wal_no_sync=return",
-        "bug.put_no_sync=return",
-        "bug.released_names_not_synced=return;wal.rotate.before_rename=2*off->return",
-    ] {
+    for bug in ["bug.ack_before_sync=return", "bug.wal_no_sync=return", "bug.put_no_sync=return"] {
         is_found(bug, power::find_fault(bug, FAULTS_MAX).await).await;
     }
 }
