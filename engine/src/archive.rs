@@ -12,6 +12,7 @@ mod faulty;
 mod lookup;
 mod object_reader;
 mod row_ranges;
+mod run_column;
 mod scan;
 mod schema;
 mod storage;

@@ -6,7 +6,9 @@
 //! The files are built beside running flushes; only when one of those touched the same keys the work is done again with
 //! the flush lock held (MAN-3).
 
-use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc};
+mod spill;
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use ahash::HashMap;
 use parking_lot::Mutex as SyncMutex;
@@ -15,7 +17,7 @@ use wattlake_catalog::{CommitRequest, DataFile, FileBounds, Manifest, NewDataFil
 
 use crate::{
     Engine, Error, ErrorKind, Result, Storage,
-    archive::{Chunk, DataFileEncoder, FileScan, Level, deleted_rows},
+    archive::{Chunk, FileScan, Level, deleted_rows},
     background,
     batch::Readings,
     changes::Changes,
@@ -27,6 +29,7 @@ use crate::{
     rows::{Rows, SeriesRows},
     series::{SeriesId, SeriesTable},
 };
+use spill::{SpillFile, SpillFolder, SpillReader, SpillWriter};
 
 /// Share of the memory budget that readings take before they are sorted into a run: while one run is sorted and
 /// written, the next one fills.
@@ -57,7 +60,7 @@ pub struct BulkImport {
     /// The run that is being sorted and spilled.
     sorting: Option<JoinHandle<Result<Run>>>,
     runs: Vec<Run>,
-    spill: Option<Arc<Spill>>,
+    spill: Option<Arc<SpillFolder>>,
     spilled_bytes: u64,
 }
 
@@ -86,20 +89,7 @@ struct MonthRun {
 #[derive(Clone, Debug)]
 enum RunData {
     Memory { rows: Arc<Vec<SeriesRows>>, parts: Arc<Vec<(usize, Range<usize>)>> },
-    Spilled { spill: Arc<Spill>, file: Arc<DataFile> },
-}
-
-/// A folder for spilled runs, deleted with the import.
-#[derive(Debug)]
-struct Spill {
-    storage: Storage,
-    path: PathBuf,
-}
-
-impl Drop for Spill {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
+    Spilled { file: Arc<SpillFile>, parts: Range<u64> },
 }
 
 impl Engine {
@@ -131,7 +121,7 @@ impl BulkImport {
             let spill = self.spill()?;
             let (blocks, series) = (self.take_pending(), Arc::clone(&self.engine.versions().series));
             let sort = background::run("import-sort", move || {
-                Run::sort(&blocks, &series).and_then(|run| run.spill(&spill, &series))
+                Run::sort(&blocks, &series).and_then(|run| run.spill(&spill))
             });
             self.sorting = Some(tokio::spawn(sort));
         }
@@ -162,14 +152,13 @@ impl BulkImport {
         Ok(())
     }
 
-    fn spill(&mut self) -> Result<Arc<Spill>> {
+    fn spill(&mut self) -> Result<Arc<SpillFolder>> {
         if let Some(spill) = &self.spill {
             return Ok(Arc::clone(spill));
         }
         let name = format!("import-{}", uuid::Uuid::now_v7().simple());
         let path = self.engine.settings().data_dir.0.join("tmp").join(name);
-        let spill = Arc::new(Spill { storage: Storage::open_local(path.clone())?, path });
-        Ok(Arc::clone(self.spill.insert(spill)))
+        Ok(Arc::clone(self.spill.insert(Arc::new(SpillFolder::create(path)?))))
     }
 
     /// Stores everything in one commit; afterwards it is durable and visible.
@@ -217,20 +206,22 @@ impl Run {
     }
 
     /// Moves the readings to disk.
-    fn spill(mut self, spill: &Arc<Spill>, series: &SeriesTable) -> Result<Self> {
-        for (month, run) in &mut self.months {
-            let RunData::Memory { rows, parts } = &run.data else { continue };
-            let mut encoder = DataFileEncoder::for_spill()?;
-            for (index, range) in parts.iter() {
-                let SeriesRows { key, rows, .. } = &rows[*index];
-                encoder.append(key, rows, range.clone(), &|unit| series.unit(unit))?;
+    fn spill(mut self, folder: &Arc<SpillFolder>) -> Result<Self> {
+        let mut out = SpillWriter::create(folder)?;
+        let mut places = Vec::new();
+        for run in self.months.values() {
+            let start = out.position();
+            if let RunData::Memory { rows, parts } = &run.data {
+                for (index, range) in parts.iter() {
+                    out.append(rows[*index].id, &rows[*index].rows, range.clone())?;
+                }
             }
-            let encoded = encoder.finish(month)?;
-            spill.storage.put_unsynced(&encoded.file.stored.path, &encoded.bytes)?;
-            self.spilled_bytes += encoded.bytes.len() as u64;
-            let NewDataFile { stored, rows, row_group_rows, level, bounds, .. } = encoded.file;
-            let file = DataFile { id: 0, stored, rows, row_group_rows, level, bounds, delete: None };
-            run.data = RunData::Spilled { spill: Arc::clone(spill), file: Arc::new(file) };
+            places.push(start..out.position());
+        }
+        self.spilled_bytes = out.position();
+        let file = Arc::new(out.finish()?);
+        for (run, parts) in self.months.values_mut().zip(places) {
+            run.data = RunData::Spilled { file: Arc::clone(&file), parts };
         }
         Ok(self)
     }
@@ -281,26 +272,26 @@ impl Month {
         self.bounds.iter().any(|bounds| bounds.overlap(&file.bounds))
     }
 
-    fn sources(&self, handle: &Handle, series: &Arc<SeriesTable>) -> Result<Vec<Source>> {
-        self.runs.iter().map(|run| run.source(handle, series)).collect()
+    fn sources(&self, series: &Arc<SeriesTable>) -> Vec<Source> {
+        self.runs.iter().map(|run| run.source(series)).collect()
     }
 }
 
 impl RunData {
-    fn source(&self, handle: &Handle, series: &Arc<SeriesTable>) -> Result<Source> {
+    fn source(&self, series: &Arc<SeriesTable>) -> Source {
         match self {
-            Self::Spilled { spill, file } => {
-                Ok(Box::new(FileScan::open(handle, &spill.storage, series, file, &[])?))
+            Self::Spilled { file, parts } => {
+                Box::new(SpillReader::new(Arc::clone(file), Arc::clone(series), parts.clone()))
             }
             Self::Memory { rows, parts } => {
                 let (rows, parts) = (Arc::clone(rows), Arc::clone(parts));
-                Ok(Box::new((0..parts.len()).map(move |i| -> Result<Chunk> {
+                Box::new((0..parts.len()).map(move |i| -> Result<Chunk> {
                     let (index, range) = &parts[i];
                     let SeriesRows { key, rows, .. } = &rows[*index];
                     let mut part = Rows::with_capacity(range.len());
                     part.extend_from(rows, range.clone());
                     Ok((Arc::clone(key), part))
-                })))
+                }))
             }
         }
     }
@@ -437,7 +428,7 @@ fn rewrite(
 ) -> Result<Rewritten> {
     // The runs come first: which of the import's own readings of a key counts is settled before it is compared with what
     // is stored.
-    let mut sources = month.sources(handle, series)?;
+    let mut sources = month.sources(series);
     let runs = sources.len();
     for Input { file, hidden } in inputs {
         sources.push(Box::new(FileScan::open(handle, storage, series, file, hidden)?));
@@ -490,13 +481,8 @@ async fn look_up(
 ) -> Result<()> {
     let series = &engine.versions().series;
     let mut rows = {
-        let (handle, table) = (Handle::current(), Arc::clone(series));
-        let sources = month.runs.clone();
-        background::run("import-collect", move || {
-            let sources = sources.iter().map(|run| run.source(&handle, &table)).collect::<Result<_>>()?;
-            collect(sources)
-        })
-        .await?
+        let sources = month.sources(series);
+        background::run("import-collect", move || collect(sources)).await?
     };
     let count = |rows: &[SeriesRows]| rows.iter().map(|series| series.rows.len() as u64).sum::<u64>();
     let all = count(&rows);

@@ -3,37 +3,37 @@
 use std::{ops::Range, sync::Arc};
 
 use arrow::{
-    array::{
-        ArrayRef, DictionaryArray, Float64Array, Int32Array, RecordBatch, StringArray, StringBuilder,
-        TimestampMicrosecondArray,
-    },
-    datatypes::{DataType, Int32Type, Schema},
+    array::{ArrayRef, Float64Array, StringBuilder, TimestampMicrosecondArray},
+    datatypes::{DataType, Schema},
 };
 use bytes::Bytes;
 use parquet::{
-    arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
+    arrow::{
+        ArrowWriter,
+        arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, ArrowWriterOptions, compute_leaves},
+    },
     basic::{Compression, Encoding, ZstdLevel},
     file::{
         metadata::KeyValue,
-        properties::{EnabledStatistics, WriterProperties},
+        properties::WriterProperties,
+        writer::{SerializedFileWriter, SerializedRowGroupWriter},
     },
     schema::types::ColumnPath,
 };
-use wattlake_catalog::{BlockSums, EntityId, FileBounds, NewDataFile, Quality, StoredFile};
+use wattlake_catalog::{BlockSums, EntityId, FileBounds, NewDataFile, StoredFile};
 
 use super::{
     Storage,
     day_summaries::{DaySummaryWriter, embed, length_entry},
     measurement_schema,
+    run_column::RunColumn,
 };
 use crate::{Error, Result, SeriesKey, UnitId, meaning::Meanings, rows::Rows};
 
 /// Rows of a row group: one group of a metric is skipped as a whole, larger ones compress no better.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 const PAGE_ROWS: usize = 20_000;
-/// Row groups of spilled files: several are read side by side, each as a whole.
-const SPILL_GROUP_ROWS: usize = 64 << 10;
-/// Rows handed to the Parquet writer at once: their Arrow form stays small beside the file.
+/// Rows handed to Parquet's writers at once: they stay small beside the file.
 const BATCH_ROWS: usize = 1 << 16;
 
 /// How a file came to be, which says how long it will live: files of a flush are soon merged into larger ones.
@@ -62,11 +62,12 @@ impl Level {
         }
     }
 
-    const fn zstd_level(self) -> i32 {
-        match self {
+    fn zstd(self) -> ZstdLevel {
+        let level = match self {
             Self::Flush => 1,
             Self::Day | Self::Month => 3,
-        }
+        };
+        ZstdLevel::try_new(level).unwrap_or_default()
     }
 }
 
@@ -74,8 +75,9 @@ impl Level {
 pub(crate) struct DataFileEncoder {
     level: Level,
     schema: Arc<Schema>,
-    writer: ArrowWriter<Vec<u8>>,
-    columns: Columns,
+    file: SerializedFileWriter<Vec<u8>>,
+    columns: ArrowRowGroupWriterFactory,
+    group: Option<RowGroup>,
     /// Only in files that live long.
     days: Option<DaySummaryWriter>,
     rows: u64,
@@ -90,7 +92,13 @@ struct Bounds {
 
 impl DataFileEncoder {
     pub(crate) fn new(level: Level) -> Result<Self> {
-        Self::with_properties(level, properties(level))
+        let schema = Arc::new(measurement_schema(&DataType::Utf8));
+        // Readers see plain strings, whatever Arrow's schema would tell them.
+        let options =
+            ArrowWriterOptions::new().with_properties(properties(level)).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
+        let (file, columns) = writer.into_serialized_writer()?;
+        Ok(Self { level, schema, file, columns, group: None, days: None, rows: 0, bounds: None })
     }
 
     /// A file that also holds the summaries of its days.
@@ -99,35 +107,13 @@ impl DataFileEncoder {
         Ok(Self { days, ..Self::new(level)? })
     }
 
-    /// A file that is read once and soon: written fast instead of small.
-    pub(crate) fn for_spill() -> Result<Self> {
-        let fast = WriterProperties::builder()
-            .set_max_row_group_row_count(Some(SPILL_GROUP_ROWS))
-            .set_column_dictionary_enabled(ColumnPath::from("value"), false)
-            .set_column_dictionary_enabled(ColumnPath::from("timestamp"), false)
-            .set_column_dictionary_enabled(ColumnPath::from("created_at"), false)
-            .set_column_encoding(ColumnPath::from("timestamp"), Encoding::DELTA_BINARY_PACKED)
-            .set_column_encoding(ColumnPath::from("created_at"), Encoding::DELTA_BINARY_PACKED)
-            .set_statistics_enabled(EnabledStatistics::None);
-        Self::with_properties(Level::Flush, fast.build())
-    }
-
-    fn with_properties(level: Level, properties: WriterProperties) -> Result<Self> {
-        let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
-        let schema = Arc::new(measurement_schema(&text));
-        // Readers see plain strings: the Arrow schema, with its dictionaries, stays out of the file.
-        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
-        Ok(Self { level, schema, writer, columns: Columns::default(), days: None, rows: 0, bounds: None })
-    }
-
     pub(crate) fn rows(&self) -> u64 {
         self.rows
     }
 
     /// Bytes encoded so far, about.
     pub(crate) fn bytes(&self) -> usize {
-        self.writer.bytes_written() + self.writer.in_progress_size()
+        self.file.bytes_written() + self.group.as_ref().map_or(0, RowGroup::bytes)
     }
 
     /// Appends some rows of a series.
@@ -157,19 +143,31 @@ impl DataFileEncoder {
         }
         let mut rest = range;
         while !rest.is_empty() {
-            let take = rest.len().min(BATCH_ROWS - self.columns.len());
-            self.columns.append(key, rows, rest.start..rest.start + take, unit);
+            let group = match &mut self.group {
+                Some(group) => group,
+                None => {
+                    let index = self.file.flushed_row_groups().len();
+                    self.group.insert(RowGroup::new(&self.columns, index)?)
+                }
+            };
+            let take = rest.len().min(BATCH_ROWS - group.buffered()).min(ROW_GROUP_ROWS - group.rows);
+            group.append(key, rows, rest.start..rest.start + take, unit);
             rest.start += take;
-            if self.columns.len() == BATCH_ROWS {
-                self.write_columns()?;
+            if group.buffered() == BATCH_ROWS {
+                group.write_buffers(&self.schema)?;
+            }
+            if group.rows == ROW_GROUP_ROWS {
+                self.close_group()?;
             }
         }
         Ok(())
     }
 
-    fn write_columns(&mut self) -> Result<()> {
-        let batch = std::mem::take(&mut self.columns).finish(&self.schema)?;
-        Ok(self.writer.write(&batch)?)
+    fn close_group(&mut self) -> Result<()> {
+        match self.group.take() {
+            Some(group) => group.finish(&self.schema, &mut self.file, self.level.zstd()),
+            None => Ok(()),
+        }
     }
 
     /// The whole file.
@@ -178,14 +176,12 @@ impl DataFileEncoder {
     /// When no row was appended.
     pub(crate) fn finish(mut self, month: &str) -> Result<EncodedFile> {
         let bounds = self.bounds.take().ok_or_else(|| Error::internal("a data file without rows"))?;
-        if self.columns.len() > 0 {
-            self.write_columns()?;
-        }
+        self.close_group()?;
         let days = self.days.take().map(DaySummaryWriter::finish).transpose()?;
         if let Some(table) = &days {
-            self.writer.append_key_value_metadata(length_entry(table));
+            self.file.append_key_value_metadata(length_entry(table));
         }
-        let mut bytes = self.writer.into_inner()?;
+        let mut bytes = self.file.into_inner()?;
         if let Some(table) = &days {
             embed(&mut bytes, table)?;
         }
@@ -238,7 +234,7 @@ pub(super) fn describe(path: String, bytes: &Bytes) -> Result<StoredFile> {
 /// Properties of every data file.
 fn properties(level: Level) -> WriterProperties {
     let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(level.zstd_level()).unwrap_or_default()))
+        .set_compression(Compression::ZSTD(level.zstd()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_write_batch_size(PAGE_ROWS)
@@ -256,59 +252,83 @@ fn properties(level: Level) -> WriterProperties {
     builder.build()
 }
 
-/// A dictionary column under construction: one key a row, each distinct text once.
-#[derive(Default)]
-struct TextColumn {
-    keys: Vec<i32>,
-    values: Vec<String>,
-}
-
-impl TextColumn {
-    fn push_run(&mut self, text: &str, rows: usize) {
-        let key = match self.values.last() {
-            Some(last) if last == text => self.values.len() - 1,
-            _ => self.values.iter().position(|known| known == text).unwrap_or_else(|| {
-                self.values.push(text.to_owned());
-                self.values.len() - 1
-            }),
-        };
-        self.keys.extend(std::iter::repeat_n(key as i32, rows));
-    }
-
-    fn repeat_last(&mut self, rows: usize) {
-        self.keys.extend(std::iter::repeat_n(self.values.len() as i32 - 1, rows));
-    }
-
-    /// For texts that come once: no search for an earlier one.
-    fn push_new_run(&mut self, text: String, rows: usize) {
-        self.values.push(text);
-        self.keys.extend(std::iter::repeat_n((self.values.len() - 1) as i32, rows));
-    }
-
-    fn finish(self) -> Result<ArrayRef> {
-        let values: ArrayRef = Arc::new(StringArray::from_iter_values(self.values));
-        Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(Int32Array::from(self.keys), values)?))
-    }
-}
-
-/// Rows as the columns of `measurements` with dictionary-coded strings.
-#[derive(Default)]
-struct Columns {
-    entity_id: TextColumn,
-    entity_type: TextColumn,
-    metric: TextColumn,
-    unit: TextColumn,
+/// A row group under construction: texts as runs, numbers with Parquet's own writers.
+struct RowGroup {
+    entity_id: RunColumn,
+    entity_type: RunColumn,
+    metric: RunColumn,
+    unit: RunColumn,
+    quality: RunColumn,
+    writers: NumberWriters,
     entity: Option<EntityId>,
+    rows: usize,
     ts: Vec<i64>,
     value: Vec<f64>,
-    quality: Vec<i32>,
     metadata: StringBuilder,
     created_at: Vec<i64>,
 }
 
-impl Columns {
-    fn len(&self) -> usize {
+/// Those of the columns that are not runs.
+struct NumberWriters {
+    ts: ArrowColumnWriter,
+    value: ArrowColumnWriter,
+    metadata: ArrowColumnWriter,
+    created_at: ArrowColumnWriter,
+}
+
+/// Places of the columns in the schema.
+const ENTITY_ID: usize = 0;
+const ENTITY_TYPE: usize = 1;
+const TIMESTAMP: usize = 2;
+const METRIC: usize = 3;
+const VALUE: usize = 4;
+const UNIT: usize = 5;
+const QUALITY: usize = 6;
+const METADATA: usize = 7;
+const CREATED_AT: usize = 8;
+
+impl RowGroup {
+    fn new(columns: &ArrowRowGroupWriterFactory, index: usize) -> Result<Self> {
+        let mut writers: Vec<_> = columns.create_column_writers(index)?.into_iter().map(Some).collect();
+        let mut take = |column: usize| {
+            writers
+                .get_mut(column)
+                .and_then(Option::take)
+                .ok_or_else(|| Error::internal(format!("no writer for column {column}")))
+        };
+        let writers = NumberWriters {
+            ts: take(TIMESTAMP)?,
+            value: take(VALUE)?,
+            metadata: take(METADATA)?,
+            created_at: take(CREATED_AT)?,
+        };
+        Ok(Self {
+            entity_id: RunColumn::default(),
+            entity_type: RunColumn::default(),
+            metric: RunColumn::default(),
+            unit: RunColumn::default(),
+            quality: RunColumn::default(),
+            writers,
+            entity: None,
+            rows: 0,
+            ts: Vec::new(),
+            value: Vec::new(),
+            metadata: StringBuilder::new(),
+            created_at: Vec::new(),
+        })
+    }
+
+    /// Rows that Parquet's writers have not got yet.
+    fn buffered(&self) -> usize {
         self.ts.len()
+    }
+
+    fn bytes(&self) -> usize {
+        let texts = [&self.entity_id, &self.entity_type, &self.metric, &self.unit, &self.quality];
+        let NumberWriters { ts, value, metadata, created_at } = &self.writers;
+        let numbers = [ts, value, metadata, created_at];
+        texts.iter().map(|column| column.bytes()).sum::<usize>()
+            + numbers.iter().map(|column| column.get_estimated_total_bytes()).sum::<usize>()
     }
 
     fn append(
@@ -319,21 +339,23 @@ impl Columns {
         unit: &dyn Fn(UnitId) -> Arc<str>,
     ) {
         let count = range.len();
+        self.rows += count;
         if self.entity == Some(key.entity) {
-            self.entity_id.repeat_last(count);
+            self.entity_id.push_again(count);
         } else {
             self.entity = Some(key.entity);
-            self.entity_id.push_new_run(key.entity.to_string(), count);
+            self.entity_id.push(&key.entity.to_string(), count);
         }
-        self.entity_type.push_run(key.entity_type.as_str(), count);
-        self.metric.push_run(&key.metric, count);
+        self.entity_type.push(key.entity_type.as_str(), count);
+        self.metric.push(&key.metric, count);
         for run in rows.unit[range.clone()].chunk_by(|a, b| a == b) {
-            self.unit.push_run(&unit(run[0]), run.len());
+            self.unit.push(&unit(run[0]), run.len());
+        }
+        for run in rows.quality[range.clone()].chunk_by(|a, b| a == b) {
+            self.quality.push(run[0].as_str(), run.len());
         }
         self.ts.extend_from_slice(&rows.ts[range.clone()]);
         self.value.extend_from_slice(&rows.value[range.clone()]);
-        self.quality
-            .extend(rows.quality[range.clone()].iter().map(|q| i32::from(crate::batch::quality_code(*q))));
         self.created_at.extend_from_slice(&rows.created_at[range.clone()]);
         if rows.metadata.is_empty() {
             self.metadata.append_nulls(count);
@@ -342,24 +364,49 @@ impl Columns {
         }
     }
 
-    fn finish(mut self, schema: &Arc<Schema>) -> Result<RecordBatch> {
-        let mut quality = TextColumn { keys: self.quality, ..TextColumn::default() };
-        Quality::ALL.iter().for_each(|q| quality.values.push(q.as_str().to_owned()));
+    fn write_buffers(&mut self, schema: &Schema) -> Result<()> {
         let time = |values: Vec<i64>| -> ArrayRef {
             Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
         };
-        let metadata: ArrayRef = Arc::new(self.metadata.finish());
-        let columns = vec![
-            self.entity_id.finish()?,
-            self.entity_type.finish()?,
-            time(self.ts),
-            self.metric.finish()?,
-            Arc::new(Float64Array::from(self.value)),
-            self.unit.finish()?,
-            quality.finish()?,
-            arrow::compute::cast(&metadata, schema.field(7).data_type())?,
-            time(self.created_at),
-        ];
-        Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+        let write = |writer: &mut ArrowColumnWriter, column: usize, array: ArrayRef| -> Result<()> {
+            for leaf in compute_leaves(schema.field(column), &array)? {
+                writer.write(&leaf)?;
+            }
+            Ok(())
+        };
+        let NumberWriters { ts, value, metadata, created_at } = &mut self.writers;
+        write(ts, TIMESTAMP, time(std::mem::take(&mut self.ts)))?;
+        write(value, VALUE, Arc::new(Float64Array::from(std::mem::take(&mut self.value))))?;
+        write(metadata, METADATA, Arc::new(self.metadata.finish()))?;
+        write(created_at, CREATED_AT, time(std::mem::take(&mut self.created_at)))
+    }
+
+    fn finish(
+        mut self,
+        schema: &Schema,
+        file: &mut SerializedFileWriter<Vec<u8>>,
+        zstd: ZstdLevel,
+    ) -> Result<()> {
+        if self.buffered() > 0 {
+            self.write_buffers(schema)?;
+        }
+        let columns = file.schema_descr().columns().to_vec();
+        let mut group = file.next_row_group()?;
+        let text = |group: &mut SerializedRowGroupWriter<'_, Vec<u8>>, place: usize, texts: RunColumn| {
+            let (bytes, close) = texts.finish(&columns[place], zstd, PAGE_ROWS)?;
+            group.append_column(&bytes, close).map_err(Error::from)
+        };
+        // In the order of the schema.
+        text(&mut group, ENTITY_ID, self.entity_id)?;
+        text(&mut group, ENTITY_TYPE, self.entity_type)?;
+        self.writers.ts.close()?.append_to_row_group(&mut group)?;
+        text(&mut group, METRIC, self.metric)?;
+        self.writers.value.close()?.append_to_row_group(&mut group)?;
+        text(&mut group, UNIT, self.unit)?;
+        text(&mut group, QUALITY, self.quality)?;
+        self.writers.metadata.close()?.append_to_row_group(&mut group)?;
+        self.writers.created_at.close()?.append_to_row_group(&mut group)?;
+        group.close()?;
+        Ok(())
     }
 }

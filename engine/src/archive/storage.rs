@@ -126,18 +126,6 @@ impl Storage {
         }
     }
 
-    /// Writes an object of a local storage that a crash may lose.
-    pub(crate) fn put_unsynced(&self, path: &str, bytes: &[u8]) -> Result<()> {
-        let Backend::Local { root, .. } = &self.backend else {
-            return Err(Error::internal("only local storage takes unsynced objects"));
-        };
-        let path = root.join(TABLE_DIR).join(path);
-        let folder = path.parent().unwrap_or(root);
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&path, bytes))
-            .map_err(|error| Error::io("write", &path, &error))
-    }
-
     /// Deletes an object; one that is not there is fine. Deleting is done again when it was not, so nothing is synced.
     pub(crate) async fn delete(&self, path: &ObjectPath) -> Result<()> {
         match &self.backend {

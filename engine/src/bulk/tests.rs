@@ -134,7 +134,7 @@ async fn spilling_is_limited() {
     let entities = two_meters(&engine).await;
     let mut bulk = engine.bulk_import();
     let mut refused = None;
-    for hour in 0..10 {
+    for hour in 0..30 {
         let part = batch(&entities, &[(0, 0, -hour, 1), (1, 1, -hour, 1)]).into_readings(engine.series());
         if let Err(error) = bulk.push(part).await {
             refused = Some(error);
