@@ -18,7 +18,7 @@ use arrow::{
 };
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use parquet::{
     arrow::{
         ArrowWriter, ParquetRecordBatchStreamBuilder, arrow_reader::ArrowReaderOptions,
@@ -139,6 +139,7 @@ fn kind_of(number: u8) -> Option<MetricKind> {
 /// Sums up the rows of a file while they are written.
 pub(super) struct DaySummaryWriter {
     meanings: Arc<Meanings>,
+    calendars: Vec<Calendar>,
     schema: Arc<Schema>,
     writer: ArrowWriter<Vec<u8>>,
     days: Days,
@@ -150,6 +151,8 @@ pub(super) struct DaySummaryWriter {
 struct OpenDay {
     key: SeriesKey,
     meaning: Meaning,
+    /// Place of its zone's calendar.
+    calendar: usize,
     /// The last one of its days.
     day: LocalDay,
     rows: Range<u64>,
@@ -158,18 +161,52 @@ struct OpenDay {
 }
 
 /// A day in a zone.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct LocalDay {
     month: (i16, i8),
+    start: i64,
     /// Where the next one starts.
     end: i64,
 }
 
 impl LocalDay {
     fn of(micros: i64, zone: &TimeZone) -> Self {
-        let date = Timestamp::from_microsecond(micros).unwrap_or_default().to_zoned(zone.clone()).date();
-        let next = date.tomorrow().and_then(|next| next.to_zoned(zone.clone()));
-        let end = next.map_or(i64::MAX, |next| next.timestamp().as_microsecond());
-        Self { month: (date.year(), date.month()), end }
+        let start_of =
+            |date: Date| date.to_zoned(zone.clone()).ok().map(|start| start.timestamp().as_microsecond());
+        let mut date = Timestamp::from_microsecond(micros).unwrap_or_default().to_zoned(zone.clone()).date();
+        loop {
+            let next = date.tomorrow().ok();
+            let end = next.and_then(start_of).unwrap_or(i64::MAX);
+            // A clock that is put back across midnight shows the day before once more; the new day has begun.
+            match next {
+                Some(next) if end <= micros => date = next,
+                _ => {
+                    let start = start_of(date).unwrap_or(i64::MIN).min(micros);
+                    return Self { month: (date.year(), date.month()), start, end };
+                }
+            }
+        }
+    }
+}
+
+/// Days of a zone that were asked for before: all series of a file have the same few.
+struct Calendar {
+    zone: TimeZone,
+    /// In order.
+    days: Vec<LocalDay>,
+}
+
+impl Calendar {
+    fn day_of(&mut self, micros: i64) -> LocalDay {
+        let after = self.days.partition_point(|day| day.start <= micros);
+        match self.days[..after].last() {
+            Some(day) if micros < day.end => *day,
+            _ => {
+                let day = LocalDay::of(micros, &self.zone);
+                self.days.insert(after, day);
+                day
+            }
+        }
     }
 }
 
@@ -192,7 +229,8 @@ impl DaySummaryWriter {
         let options =
             ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
-        Ok(Self { meanings, schema, writer, days: Days::default(), open: None, rows: 0 })
+        let days = Days::default();
+        Ok(Self { meanings, calendars: Vec::new(), schema, writer, days, open: None, rows: 0 })
     }
 
     /// Takes the next rows of the file.
@@ -202,12 +240,20 @@ impl DaySummaryWriter {
             let ts = rows.ts[start];
             match &mut self.open {
                 Some(open) if open.key == *key && ts < open.day.end => {}
-                open => {
-                    let joined = open.as_mut().is_some_and(|open| open.key == *key && open.join(ts));
-                    if !joined {
+                Some(open) if open.key == *key => {
+                    let day = self.calendars[open.calendar].day_of(ts);
+                    if !open.join(day) {
+                        let next = OpenDay::new(key, open.meaning.clone(), open.calendar, day, self.rows);
                         self.close()?;
-                        self.open = Some(OpenDay::new(key, self.meanings.of(key), ts, self.rows));
+                        self.open = Some(next);
                     }
+                }
+                _ => {
+                    self.close()?;
+                    let meaning = self.meanings.of(key);
+                    let calendar = self.calendar_of(&meaning.zone);
+                    let day = self.calendars[calendar].day_of(ts);
+                    self.open = Some(OpenDay::new(key, meaning, calendar, day, self.rows));
                 }
             }
             let Some(open) = &mut self.open else { continue };
@@ -217,6 +263,13 @@ impl DaySummaryWriter {
             start = stop;
         }
         Ok(())
+    }
+
+    fn calendar_of(&mut self, zone: &TimeZone) -> usize {
+        self.calendars.iter().position(|calendar| calendar.zone == *zone).unwrap_or_else(|| {
+            self.calendars.push(Calendar { zone: zone.clone(), days: Vec::new() });
+            self.calendars.len() - 1
+        })
     }
 
     fn close(&mut self) -> Result<()> {
@@ -242,18 +295,17 @@ impl DaySummaryWriter {
 }
 
 impl OpenDay {
-    fn new(key: &SeriesKey, meaning: Meaning, ts: i64, row: u64) -> Self {
-        let day = LocalDay::of(ts, &meaning.zone);
-        Self { key: key.clone(), meaning, day, rows: row..row, rows_before_day: row, summary: None }
+    fn new(key: &SeriesKey, meaning: Meaning, calendar: usize, day: LocalDay, row: u64) -> Self {
+        let rows = row..row;
+        Self { key: key.clone(), meaning, calendar, day, rows, rows_before_day: row, summary: None }
     }
 
-    /// Goes on with the day of an instant after its own, if that is of the same month and its own has few rows.
-    fn join(&mut self, ts: i64) -> bool {
+    /// Goes on with a day after its own, if that is of the same month and its own has few rows.
+    fn join(&mut self, next: LocalDay) -> bool {
         let rows = self.rows.end - self.rows.start;
         if rows >= JOINED_ROWS_MAX || self.rows.end - self.rows_before_day >= SPARSE_ROWS {
             return false;
         }
-        let next = LocalDay::of(ts, &self.meaning.zone);
         let is_same_month = next.month == self.day.month;
         if is_same_month {
             self.day = next;
@@ -560,3 +612,6 @@ fn summary(
         step,
     })
 }
+
+#[cfg(test)]
+mod tests;
