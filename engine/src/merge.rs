@@ -1,7 +1,7 @@
 //! Merging sorted sources into final files: compaction, rewrites, and bulk imports.
 //!
-//! Sources are read side by side and hold one chunk each; whole runs of rows are taken as long as no other source has
-//! anything in between.
+//! Sources are read side by side and hold one chunk each. Whole runs of rows are taken as they stand as long as no other
+//! source has anything in between; rows of several sources that interleave are sorted together.
 
 use std::{cmp::Ordering, ops::Range, sync::Arc};
 
@@ -69,10 +69,6 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn side(&self) -> Side<'_> {
-        Side { rank: self.rank, rows: &self.rows, row: self.at }
-    }
-
     fn order(&self, other: &Self) -> Ordering {
         self.key
             .sort_key()
@@ -113,14 +109,13 @@ pub(crate) fn merge(
         metric: Arc::from(""),
     });
     // In descending order, so that the next one is taken off the end.
-    let mut cursors: Vec<Cursor> = Vec::new();
+    let mut cursors: Vec<Box<Cursor>> = Vec::new();
     for (rank, source) in sources.into_iter().enumerate() {
-        let mut cursor = Cursor { source, rank, key: Arc::clone(&nobody), rows: Rows::default(), at: 0 };
-        if cursor.advance(0)? {
-            insert(&mut cursors, cursor);
-        }
+        let cursor = Cursor { source, rank, key: Arc::clone(&nobody), rows: Rows::default(), at: 0 };
+        put_back(&mut cursors, Box::new(cursor), 0)?;
     }
-    while let Some(mut cursor) = cursors.pop() {
+    let mut interleaved = Interleaved::default();
+    while let Some(cursor) = cursors.pop() {
         let end = match cursors.last() {
             Some(next) if next.key.sort_key() == cursor.key.sort_key() => {
                 let limit = next.rows.ts[next.at];
@@ -128,33 +123,85 @@ pub(crate) fn merge(
             }
             _ => cursor.rows.len(),
         };
-        if end > cursor.at {
+        if end == cursor.rows.len() || end - cursor.at >= RUN_ROWS_MIN {
             sink(&cursor.key, &cursor.rows, cursor.at..end)?;
-            if cursor.advance(end)? {
-                insert(&mut cursors, cursor);
-            }
+            put_back(&mut cursors, cursor, end)?;
             continue;
         }
-        // The next one has the same key, and a source that comes later in the list.
-        let Some(mut next) = cursors.pop() else { continue };
-        let loser = match on_equal(&cursor.key, cursor.side(), next.side())? {
-            Winner::Earlier => &mut next,
-            Winner::Later => &mut cursor,
-        };
-        let is_over = !loser.advance(loser.at + 1)?;
-        let over = is_over.then_some(loser.rank);
-        for cursor in [cursor, next] {
-            if over != Some(cursor.rank) {
-                insert(&mut cursors, cursor);
-            }
+        let others = cursors.partition_point(|other| other.key.sort_key() > cursor.key.sort_key());
+        let mut same: Vec<_> = cursors.drain(others..).collect();
+        same.push(cursor);
+        same.sort_by_key(|cursor| cursor.rank);
+        let ends = interleaved.fill(&same, &mut on_equal)?;
+        sink(&same[0].key, &interleaved.rows, 0..interleaved.rows.len())?;
+        for (cursor, end) in same.into_iter().zip(ends) {
+            put_back(&mut cursors, cursor, end)?;
         }
     }
     Ok(())
 }
 
-fn insert(cursors: &mut Vec<Cursor>, cursor: Cursor) {
-    let at = cursors.partition_point(|other| other.order(&cursor) == Ordering::Greater);
-    cursors.insert(at, cursor);
+/// Moves a cursor on, and puts it back in its place unless it is at its end.
+fn put_back(cursors: &mut Vec<Box<Cursor>>, mut cursor: Box<Cursor>, at: usize) -> Result<()> {
+    if cursor.advance(at)? {
+        let place = cursors.partition_point(|other| other.order(&cursor) == Ordering::Greater);
+        cursors.insert(place, cursor);
+    }
+    Ok(())
+}
+
+/// Rows of one source before those of the others that are handed over as they stand; shorter stretches are put together.
+const RUN_ROWS_MIN: usize = 32;
+/// Rows that are put together at once, about.
+const INTERLEAVED_ROWS: usize = 64 << 10;
+
+/// The next rows of several sources at one series, put in order. The memory is used again.
+#[derive(Default)]
+struct Interleaved {
+    /// Time, place in the list of sources, and row.
+    order: Vec<(i64, u32, u32)>,
+    rows: Rows,
+}
+
+impl Interleaved {
+    /// Takes the rows up to the time to which all sources are known, each key once; answers where each source goes on.
+    /// Sources come by their rank.
+    fn fill(
+        &mut self,
+        sources: &[Box<Cursor>],
+        on_equal: &mut impl FnMut(&SeriesKey, Side<'_>, Side<'_>) -> Result<Winner>,
+    ) -> Result<Vec<usize>> {
+        let share = (INTERLEAVED_ROWS / sources.len()).max(RUN_ROWS_MIN);
+        let known = |cursor: &Cursor| cursor.rows.ts[cursor.rows.len().min(cursor.at + share) - 1];
+        let limit = sources.iter().map(|cursor| known(cursor)).min().unwrap_or(i64::MAX);
+        self.order.clear();
+        let mut ends = Vec::with_capacity(sources.len());
+        for (place, cursor) in sources.iter().enumerate() {
+            let times = &cursor.rows.ts[cursor.at..];
+            let count = times.partition_point(|ts| *ts <= limit);
+            let row = |i: usize| (cursor.at + i) as u32;
+            self.order.extend(times[..count].iter().enumerate().map(|(i, ts)| (*ts, place as u32, row(i))));
+            ends.push(cursor.at + count);
+        }
+        // Stable: rows with one time stay in the order of their sources.
+        self.order.sort_by_key(|(ts, ..)| *ts);
+        self.rows.clear();
+        for same in self.order.chunk_by(|a, b| a.0 == b.0) {
+            let side = |(_, place, row): (i64, u32, u32)| {
+                let cursor = &sources[place as usize];
+                Side { rank: cursor.rank, rows: &cursor.rows, row: row as usize }
+            };
+            let mut winner = side(same[0]);
+            for later in &same[1..] {
+                let later = side(*later);
+                if on_equal(&sources[0].key, winner, later)? == Winner::Later {
+                    winner = later;
+                }
+            }
+            self.rows.push_row(winner.rows, winner.row);
+        }
+        Ok(ends)
+    }
 }
 
 /// Takes merged rows of one month and stores them as files.

@@ -87,6 +87,30 @@ impl Rows {
         self.created_at.extend_from_slice(&other.created_at[rows]);
     }
 
+    /// Appends one row of another one.
+    pub(crate) fn push_row(&mut self, other: &Self, row: usize) {
+        if !other.metadata.is_empty()
+            && let Some(text) = other.metadata_at(row)
+        {
+            self.metadata.push((self.len() as u32, text.into()));
+        }
+        self.ts.push(other.ts[row]);
+        self.value.push(other.value[row]);
+        self.quality.push(other.quality[row]);
+        self.unit.push(other.unit[row]);
+        self.created_at.push(other.created_at[row]);
+    }
+
+    /// Forgets all rows and keeps their memory.
+    pub(crate) fn clear(&mut self) {
+        self.ts.clear();
+        self.value.clear();
+        self.quality.clear();
+        self.unit.clear();
+        self.created_at.clear();
+        self.metadata.clear();
+    }
+
     /// The rows with these indexes, in this order.
     pub(crate) fn pick(&self, rows: &[u32]) -> Self {
         let mut metadata = Vec::new();

@@ -58,8 +58,17 @@ proptest! {
     /// Whatever the sources hold and however they are cut, the last one with a key wins and the order is that of files.
     #[test]
     fn the_last_source_wins(
-        sources in prop::collection::vec(prop::collection::btree_map((0u8..6, 0i64..30), 0i32..100, 0..60), 1..6),
-        chunk_rows in 1usize..9,
+        sources in prop::collection::vec(
+            prop_oneof![
+                prop::collection::btree_map((0u8..6, 0i64..30), 0i32..100, 0..60),
+                // Long stretches of one source.
+                (0u8..6, 0i64..300, 1i64..200, 0i32..100).prop_map(|(series, from, rows, value)| {
+                    (from..from + rows).map(|ts| ((series, ts), value)).collect()
+                }),
+            ],
+            1..6,
+        ),
+        chunk_rows in 1usize..90,
     ) {
         let mut model = BTreeMap::new();
         for source in &sources {
@@ -70,6 +79,21 @@ proptest! {
         }
         let boxed = sources.iter().map(|map| source(map, chunk_rows)).collect();
         prop_assert_eq!(collect(boxed, |_, _, _| Ok(Winner::Later)).expect("merged"), model.into_iter().collect::<Vec<_>>());
+    }
+}
+
+/// However many rows interleave, they are put in order in pieces.
+#[test]
+fn many_rows_interleave() {
+    let rows = 100_000;
+    let models: Vec<Model> = (0..3)
+        .map(|source| (0..rows).map(|i| ((1, i64::from(i) * 3 + i64::from(source)), source)).collect())
+        .collect();
+    let sources = models.iter().map(|model| source(model, rows as usize)).collect();
+    let merged = collect(sources, never_equal).expect("merged");
+    assert_eq!(merged.len(), 3 * rows as usize);
+    for (at, ((_, _, ts), value)) in merged.into_iter().enumerate() {
+        assert_eq!((ts, value), (at as i64, (at % 3) as f64));
     }
 }
 
