@@ -16,7 +16,7 @@ use wattlake_catalog::Quality;
 use crate::{
     batch::Readings,
     rows::{Rows, SeriesRows},
-    series::{ChannelId, SeriesId, SeriesKey, SeriesTable},
+    series::{ChannelId, SeriesId, SeriesKey, SeriesTable, UnitId},
 };
 
 /// Memory of one row: the columns of [`Block`] and some slack of growing vectors.
@@ -126,84 +126,136 @@ impl Memtable {
 /// Which rows of a series are wanted: `from <= ts < to`, or none of them.
 pub(crate) type Span = Option<(i64, i64)>;
 
+/// Rows of the blocks that are sorted at once, at least: what is read in the order of series should stay in the cache.
+const SORTED_ROWS: usize = 64 << 10;
+
 /// Sorts blocks, oldest first, into series in the order of files; of each series the rows that `span_of` asks for, merged.
+///
+/// Some blocks at a time are sorted by counting, and their rows appended to their series in short runs.
 pub(crate) fn sort_blocks(
     blocks: &[Arc<Block>],
     series: &SeriesTable,
     span_of: impl Fn(SeriesId, &SeriesKey) -> Span,
 ) -> Vec<SeriesRows> {
-    const NOT_WANTED: u32 = u32::MAX;
-    // One look at the table: rows then need neither locks nor hashing.
-    let (channels, mut slots) = {
-        let interned = series.read();
-        let mut spans: Vec<Option<Span>> = Vec::new();
-        let mut slot_of: Vec<u32> = Vec::new();
-        let mut slots: Vec<Slot> = Vec::new();
-        let channels = interned.channels().to_vec();
-        spans.resize(channels.iter().map(|c| c.series.0 as usize + 1).max().unwrap_or(0), None);
-        slot_of.resize(spans.len(), NOT_WANTED);
-        let channels: Vec<_> = channels
-            .into_iter()
-            .map(|channel| {
-                let at = channel.series.0 as usize;
-                let key = interned.key(channel.series);
-                if let Some((from, to)) = *spans[at].get_or_insert_with(|| span_of(channel.series, key))
-                    && slot_of[at] == NOT_WANTED
-                {
-                    slot_of[at] = slots.len() as u32;
-                    let rows = SeriesRows { id: channel.series, key: Arc::clone(key), rows: Rows::default() };
-                    slots.push(Slot { from, to, count: 0, rows });
-                }
-                (slot_of[at], channel.unit)
-            })
-            .collect();
-        (channels, slots)
-    };
-    let wanted = |block: &Block, row: usize, slots: &[Slot]| {
-        let (slot, unit) = channels[block.channel[row].0 as usize];
-        let slot = (slot != NOT_WANTED).then_some(slot as usize)?;
-        (slots[slot].from <= block.ts[row] && block.ts[row] < slots[slot].to).then_some((slot, unit))
-    };
-    for block in blocks {
-        for row in 0..block.ts.len() {
-            if let Some((slot, _)) = wanted(block, row, &slots) {
-                slots[slot].count += 1;
-            }
+    let (slots, mut out) = Slots::new(series, span_of);
+    let mut counts = vec![0usize; out.len()];
+    blocks.iter().for_each(|block| slots.count(block, &mut counts));
+    out.iter_mut().zip(&counts).for_each(|(series, rows)| series.rows = Rows::with_capacity(*rows));
+    let mut order: Vec<Place> = Vec::new();
+    let mut rest = blocks;
+    while !rest.is_empty() {
+        let (mut rows, mut take) = (0, 0);
+        // As many rows as there are series, so that going through those is worth it.
+        while take < rest.len() && rows < SORTED_ROWS.max(out.len()) {
+            rows += rest[take].ts.len();
+            take += 1;
+        }
+        let group;
+        (group, rest) = rest.split_at(take);
+        counts.fill(0);
+        group.iter().for_each(|block| slots.count(block, &mut counts));
+        let mut start = 0;
+        for count in &mut counts {
+            (*count, start) = (start, start + *count);
+        }
+        order.clear();
+        order.resize(start, Place::default());
+        for (b, block) in group.iter().enumerate() {
+            slots.for_each(block, |row, slot| {
+                order[counts[slot]] = Place { block: b as u32, row: row as u32 };
+                counts[slot] += 1;
+            });
+        }
+        // Each count is the end of its series now.
+        let mut start = 0;
+        for (series, end) in out.iter_mut().zip(&counts) {
+            append_places(&mut series.rows, group, &order[start..*end], &slots);
+            start = *end;
         }
     }
-    slots.iter_mut().for_each(|slot| slot.rows.rows = Rows::with_capacity(slot.count));
-    for block in blocks {
-        let mut metadata = block.metadata.iter().peekable();
-        let mut row = 0;
-        for (end, created_at) in &block.batches {
-            while row < *end as usize {
-                let text = metadata.next_if(|(at, _)| *at as usize == row).map(|(_, text)| text);
-                if let Some((slot, unit)) = wanted(block, row, &slots) {
-                    let rows = &mut slots[slot].rows.rows;
-                    rows.metadata.extend(text.map(|text| (rows.ts.len() as u32, text.clone())));
-                    rows.ts.push(block.ts[row]);
-                    rows.value.push(block.value[row]);
-                    rows.quality.push(block.quality[row]);
-                    rows.unit.push(unit);
-                    rows.created_at.push(*created_at);
-                }
-                row += 1;
-            }
-        }
+    out.retain(|series| !series.rows.is_empty());
+    for series in &mut out {
+        series.rows = std::mem::take(&mut series.rows).merge_newest_wins();
     }
-    let mut out: Vec<_> = slots
-        .into_iter()
-        .filter(|slot| slot.count > 0)
-        .map(|slot| SeriesRows { rows: slot.rows.rows.merge_newest_wins(), ..slot.rows })
-        .collect();
     out.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
     out
 }
 
-/// A wanted series under construction.
-struct Slot {
-    from: i64,
-    to: i64,
-    count: usize,
-    rows: SeriesRows,
+/// A row of some blocks.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    block: u32,
+    row: u32,
+}
+
+/// Where the rows of each channel go.
+struct Slots {
+    /// By channel: the place of its series, or `NOT_WANTED`, and its unit.
+    channels: Vec<(u32, UnitId)>,
+    /// By series: the times that are wanted of it, from and before.
+    spans: Vec<(i64, i64)>,
+}
+
+const NOT_WANTED: u32 = u32::MAX;
+
+impl Slots {
+    /// Looks at the table once: rows then need neither locks nor hashing. Answers the wanted series, too.
+    fn new(series: &SeriesTable, span_of: impl Fn(SeriesId, &SeriesKey) -> Span) -> (Self, Vec<SeriesRows>) {
+        let interned = series.read();
+        let mut slot_of: Vec<Option<u32>> = Vec::new();
+        let mut spans = Vec::new();
+        let mut out: Vec<SeriesRows> = Vec::new();
+        let channels = interned.channels().iter().map(|channel| {
+            let at = channel.series.0 as usize;
+            if slot_of.len() <= at {
+                slot_of.resize(at + 1, None);
+            }
+            let slot = *slot_of[at].get_or_insert_with(|| {
+                let key = interned.key(channel.series);
+                let Some(span) = span_of(channel.series, key) else { return NOT_WANTED };
+                spans.push(span);
+                out.push(SeriesRows { id: channel.series, key: Arc::clone(key), rows: Rows::default() });
+                out.len() as u32 - 1
+            });
+            (slot, channel.unit)
+        });
+        let channels = channels.collect();
+        drop(interned);
+        (Self { channels, spans }, out)
+    }
+
+    /// The wanted rows of a block with the places of their series.
+    fn for_each(&self, block: &Block, mut take: impl FnMut(usize, usize)) {
+        for (row, (channel, ts)) in block.channel.iter().zip(&block.ts).enumerate() {
+            let (slot, _) = self.channels[channel.0 as usize];
+            if slot != NOT_WANTED && (self.spans[slot as usize].0..self.spans[slot as usize].1).contains(ts) {
+                take(row, slot as usize);
+            }
+        }
+    }
+
+    fn count(&self, block: &Block, counts: &mut [usize]) {
+        self.for_each(block, |_, slot| counts[slot] += 1);
+    }
+}
+
+fn append_places(rows: &mut Rows, blocks: &[Arc<Block>], places: &[Place], slots: &Slots) {
+    let of = |place: &Place| (&*blocks[place.block as usize], place.row as usize);
+    let first = rows.len() as u32;
+    for (i, place) in places.iter().enumerate() {
+        let (block, row) = of(place);
+        let at = block.metadata.binary_search_by_key(&place.row, |(at, _)| *at);
+        rows.metadata.extend(at.ok().map(|at| (first + i as u32, block.metadata[at].1.clone())));
+        rows.ts.push(block.ts[row]);
+    }
+    rows.value.extend(places.iter().map(|place| of(place).0.value[place.row as usize]));
+    rows.quality.extend(places.iter().map(|place| of(place).0.quality[place.row as usize]));
+    rows.unit.extend(places.iter().map(|place| {
+        let (block, row) = of(place);
+        slots.channels[block.channel[row].0 as usize].1
+    }));
+    rows.created_at.extend(places.iter().map(|place| {
+        let (block, row) = of(place);
+        block.batches[block.batches.partition_point(|(end, _)| *end as usize <= row)].1
+    }));
 }
