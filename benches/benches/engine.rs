@@ -14,7 +14,9 @@ use tokio::runtime::Runtime;
 use wattlake_benches::Fleet;
 use wattlake_catalog::{Access, Catalog};
 use wattlake_config::{ByteCount, Period, Settings};
-use wattlake_engine::{BodyFormat, Clock, DataDir, Engine, Ingest, IngestRequest, Storage, TimePrecision};
+use wattlake_engine::{
+    Body, BodyFormat, Clock, DataDir, Engine, Ingest, IngestRequest, Storage, TimePrecision,
+};
 use wattlake_query_api::{QueryService, SqlRequest};
 
 const FLEET: Fleet = Fleet { devices: 500 };
@@ -56,7 +58,7 @@ impl Bench {
         };
         let request = IngestRequest {
             format,
-            body: body.into(),
+            body: Body::Bytes(body.into()),
             precision: Some(precision),
             is_atomic: false,
             site: "bench".into(),

@@ -1,6 +1,7 @@
 //! Decoders: bodies of JSON, NDJSON, CSV, Arrow, Parquet and line protocol into rows.
 
 mod body;
+mod codes;
 mod csv;
 mod json;
 mod line_protocol;
@@ -16,7 +17,7 @@ pub use time::{TimePrecision, parse_timestamp};
 
 use crate::{
     Error, Result,
-    ingest::{Collector, IngestRequest},
+    ingest::{Body, Collector, IngestRequest},
 };
 
 /// How readings are written in a body.
@@ -75,14 +76,18 @@ impl FromStr for BodyFormat {
 /// # Errors
 /// When the body as a whole cannot be read; bad rows go into the collector's report.
 pub(crate) fn decode(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
+    let body = match &request.body {
+        Body::Table(batch) => return table::decode_batch(request, batch, collector),
+        Body::Bytes(body) => body,
+    };
     match request.format {
-        BodyFormat::Json => json::decode_json(request, collector),
-        BodyFormat::NdJson => json::decode_ndjson(request, collector),
-        BodyFormat::Csv => csv::decode(request, collector),
-        BodyFormat::ArrowStream => table::decode_arrow(request, collector),
-        BodyFormat::Parquet => table::decode_parquet(request, collector),
+        BodyFormat::Json => json::decode_json(request, body, collector),
+        BodyFormat::NdJson => json::decode_ndjson(request, body, collector),
+        BodyFormat::Csv => csv::decode(request, body, collector),
+        BodyFormat::ArrowStream => table::decode_arrow(request, body, collector),
+        BodyFormat::Parquet => table::decode_parquet(request, body, collector),
         BodyFormat::LineProtocol => {
-            line_protocol::decode(request, collector);
+            line_protocol::decode(request, body, collector);
             Ok(())
         }
     }

@@ -8,6 +8,7 @@ mod register;
 
 use std::{borrow::Cow, sync::Arc, time::Instant};
 
+use arrow::array::RecordBatch;
 use bytes::Bytes;
 use parking_lot::Mutex as SyncMutex;
 use serde::{Deserialize, Serialize};
@@ -30,8 +31,7 @@ const ERRORS_REPORTED_MAX: usize = 100;
 #[derive(Clone, Debug)]
 pub struct IngestRequest {
     pub format: BodyFormat,
-    /// Decompressed.
-    pub body: Bytes,
+    pub body: Body,
     /// The unit of numeric timestamps.
     pub precision: Option<TimePrecision>,
     /// All rows or none.
@@ -44,6 +44,21 @@ pub struct IngestRequest {
     pub allowed_sites: Vec<SiteId>,
     /// Check everything, store and register nothing.
     pub is_dry_run: bool,
+}
+
+/// The readings of a request.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Decompressed bytes of the request's format.
+    Bytes(Bytes),
+    /// What an Arrow stream would hold.
+    Table(RecordBatch),
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self::Bytes(bytes)
+    }
 }
 
 /// What became of the rows.

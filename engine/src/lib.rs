@@ -50,7 +50,9 @@ pub use decode::{BodyFormat, ContentEncoding, Part, Parts, TimePrecision, decomp
 pub use delta::DeltaReport;
 pub use engine::{Engine, EngineStatus};
 pub use error::{Error, ErrorKind, Result};
-pub use ingest::{DecodedPart, Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn};
+pub use ingest::{
+    Body, DecodedPart, Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn,
+};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport};
 pub use meaning::cadence_micros;
 pub use metric::{Conversion, Metric, MetricRegistry};

@@ -100,7 +100,7 @@ pub(crate) async fn two_meters(engine: &Engine) -> [EntityId; 2] {
 fn request(format: BodyFormat, body: impl Into<Bytes>) -> IngestRequest {
     IngestRequest {
         format,
-        body: body.into(),
+        body: Body::Bytes(body.into()),
         precision: None,
         is_atomic: false,
         site: "default".into(),

@@ -31,8 +31,8 @@ struct JsonReading<'a> {
     metadata: Option<&'a RawValue>,
 }
 
-pub(super) fn decode_json(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
-    let text = as_text(&request.body)?;
+pub(super) fn decode_json(request: &IngestRequest, body: &[u8], collector: &mut Collector) -> Result<()> {
+    let text = as_text(body)?;
     let malformed = |error: serde_json::Error| Error::invalid(format!("the body is not valid JSON: {error}"));
     match text.trim_start().as_bytes().first() {
         None => Err(Error::invalid("the body is empty; send a reading or an array of readings")),
@@ -51,9 +51,9 @@ pub(super) fn decode_json(request: &IngestRequest, collector: &mut Collector) ->
     }
 }
 
-pub(super) fn decode_ndjson(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
+pub(super) fn decode_ndjson(request: &IngestRequest, body: &[u8], collector: &mut Collector) -> Result<()> {
     let mut row = 0;
-    for line in request.body.split(|byte| *byte == b'\n') {
+    for line in body.split(|byte| *byte == b'\n') {
         let line = line.trim_ascii();
         if line.is_empty() {
             continue;

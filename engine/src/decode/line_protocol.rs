@@ -22,11 +22,10 @@ use crate::{
 const SAMPLE_BYTES: usize = 16 << 10;
 
 /// Decodes every line; a bad line is reported and the others are kept.
-pub(super) fn decode(request: &IngestRequest, collector: &mut Collector) {
+pub(super) fn decode(request: &IngestRequest, body: &[u8], collector: &mut Collector) {
     let precision = request.precision.unwrap_or(TimePrecision::Nanoseconds);
     let engine = Arc::clone(&collector.context.engine);
     let cache = engine.line_cache().of(&collector.context.fleet, &request.site);
-    let body = &request.body[..];
     let sample = &body[..body.len().min(SAMPLE_BYTES)];
     let lines = memchr::memchr_iter(b'\n', sample).count() + 1;
     collector.reserve((lines * body.len()).div_ceil(sample.len().max(1)));

@@ -1,5 +1,5 @@
 //! Cutting a file into bodies that can be decoded by themselves: text between records, CSV with its header repeated,
-//! Parquet as Arrow streams.
+//! Parquet as tables.
 //!
 //! A local time that the clock shows twice is told apart by the order of the rows around it, so a table is never cut
 //! before a row with such a time.
@@ -9,18 +9,41 @@ mod text;
 
 use std::{fs::File, io::Read};
 
+use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 
 use self::{table::TableParts, text::TextParts};
-use crate::{BodyFormat, Error, Result, ingest::TableMapping};
+use crate::{
+    BodyFormat, Error, Result,
+    ingest::{Body, TableMapping},
+};
 
 /// A part of a file that can be ingested by itself.
 #[derive(Clone, Debug)]
 pub struct Part {
-    pub body: Bytes,
+    pub body: Body,
     pub format: BodyFormat,
     /// Index of the first row in the file; for line protocol of the first line.
     pub first_row: u64,
+}
+
+impl Part {
+    /// The body as bytes of its format.
+    ///
+    /// # Errors
+    /// When a table cannot be written as an Arrow stream.
+    pub fn bytes(&self) -> Result<Bytes> {
+        let batch = match &self.body {
+            Body::Bytes(bytes) => return Ok(bytes.clone()),
+            Body::Table(batch) => batch,
+        };
+        let mut bytes = Vec::new();
+        let mut writer = StreamWriter::try_new(&mut bytes, &batch.schema())?;
+        writer.write(batch)?;
+        writer.finish()?;
+        drop(writer);
+        Ok(Bytes::from(bytes))
+    }
 }
 
 /// The parts of one file, in order; an error ends them.

@@ -2,12 +2,13 @@
 
 use std::{io::Cursor, sync::Arc};
 
-use ahash::{HashMap, HashMapExt};
 use arrow::{
-    array::{Array, ArrayRef, AsArray, Float64Array, Int32Array, RecordBatch, StringArray},
+    array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, StringArray},
+    buffer::ScalarBuffer,
     datatypes::{DataType, Field, Int32Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType},
     ipc::reader::StreamReader,
 };
+use bytes::Bytes;
 use parquet::{
     arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
     errors::ParquetError,
@@ -16,7 +17,10 @@ use parquet::{
 
 use wattlake_catalog::Quality;
 
-use super::time::{LocalClock, TimeReader};
+use super::{
+    codes::SeriesByCodes,
+    time::{LocalClock, TimeReader},
+};
 use crate::{
     Error, ErrorKind, Result,
     ingest::{Collector, IngestRequest, SeriesName, SeriesSlot, TableMapping, ValueColumn, parse_quality},
@@ -115,12 +119,20 @@ impl TablePlan {
     }
 }
 
-pub(super) fn decode_arrow(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
-    if request.body.is_empty() {
+pub(super) fn decode_batch(
+    request: &IngestRequest,
+    batch: &RecordBatch,
+    collector: &mut Collector,
+) -> Result<()> {
+    TableDecoder::new(request)?.decode(batch, collector)
+}
+
+pub(super) fn decode_arrow(request: &IngestRequest, body: &Bytes, collector: &mut Collector) -> Result<()> {
+    if body.is_empty() {
         return Err(Error::invalid("the body is empty; send an Arrow IPC stream"));
     }
     let malformed = |error| Error::invalid(format!("the body is not an Arrow IPC stream: {error}"));
-    let reader = StreamReader::try_new(Cursor::new(&request.body[..]), None).map_err(malformed)?;
+    let reader = StreamReader::try_new(Cursor::new(&body[..]), None).map_err(malformed)?;
     let mut table = TableDecoder::new(request)?;
     for batch in reader {
         table.decode(&batch.map_err(malformed)?, collector)?;
@@ -128,14 +140,14 @@ pub(super) fn decode_arrow(request: &IngestRequest, collector: &mut Collector) -
     Ok(())
 }
 
-pub(super) fn decode_parquet(request: &IngestRequest, collector: &mut Collector) -> Result<()> {
+pub(super) fn decode_parquet(request: &IngestRequest, body: &Bytes, collector: &mut Collector) -> Result<()> {
     let malformed = |error| Error::invalid(format!("the body is not a Parquet file: {error}"));
-    let footer = read_footer(&request.body).map_err(malformed)?;
+    let footer = read_footer(body).map_err(malformed)?;
     let metadata = footer.metadata();
     let pages =
         metadata.row_groups().iter().map(|group| group.total_byte_size()).fold(0, i64::saturating_add);
     let decoded = pages.max(metadata.file_metadata().num_rows().saturating_mul(ROW_BYTES));
-    let limit = (request.body.len() as i64).saturating_mul(PARQUET_RATIO_MAX).min(PARQUET_DECODED_MAX);
+    let limit = (body.len() as i64).saturating_mul(PARQUET_RATIO_MAX).min(PARQUET_DECODED_MAX);
     if decoded > limit.max(PARQUET_DECODED_FLOOR) {
         return Err(Error::new(
             ErrorKind::TooLarge,
@@ -144,7 +156,7 @@ pub(super) fn decode_parquet(request: &IngestRequest, collector: &mut Collector)
             ),
         ));
     }
-    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(request.body.clone(), footer);
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(body.clone(), footer);
     let mut table = TableDecoder::new(request)?;
     let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(malformed)?;
     for batch in reader {
@@ -185,23 +197,29 @@ impl<'a> TableDecoder<'a> {
         let readings = match &plan.readings {
             Readings::Long { metric, value, unit } => vec![ReadingColumn {
                 metrics: Some(texts(metric)?),
-                metric: "",
                 units: optional(unit)?,
                 unit: None,
-                values: number(value, &column(value)?)?,
+                ..ReadingColumn::of(number(value, &column(value)?)?)
             }],
             Readings::Wide(wide) => wide
                 .iter()
                 .map(|of_metric| {
                     let values = number(&of_metric.column, &column(&of_metric.column)?)?;
                     let (metric, unit) = (of_metric.metric.as_str(), of_metric.unit.as_deref());
-                    Ok(ReadingColumn { metrics: None, metric, units: None, unit, values })
+                    Ok(ReadingColumn { metric, unit, ..ReadingColumn::of(values) })
                 })
                 .collect::<Result<_>>()?,
         };
         let quality_of: Vec<_> = qualities.iter().flat_map(|q| q.values.iter()).map(parse_quality).collect();
         // Dictionary codes name a series within the batch: each combination is understood once.
-        let mut known: HashMap<Codes, Result<SeriesSlot, (&'static str, String)>> = HashMap::new();
+        let size = |texts: Option<&Texts>| texts.map_or(0, |texts| texts.values.len());
+        let most = |sizes: &mut dyn Iterator<Item = usize>| sizes.max().unwrap_or(0);
+        let metrics = most(&mut readings.iter().map(|column| size(column.metrics.as_ref())));
+        let units = most(&mut readings.iter().map(|column| size(column.units.as_ref())));
+        let kinds = [size(entity_type.as_ref()), metrics, units, readings.len()];
+        let mut known: SeriesByCodes<Result<SeriesSlot, (&'static str, String)>> =
+            SeriesByCodes::new(size(entity.as_ref()), kinds);
+        let instants = time.instants();
         collector.reserve(batch.num_rows() * readings.len());
         for i in 0..batch.num_rows() {
             let row = self.row;
@@ -215,17 +233,21 @@ impl<'a> TableDecoder<'a> {
                 continue;
             };
             // A long table has one reading a row, so that its metric tells the series; a wide one has one time a row.
-            let metric = readings.first().and_then(|only| only.metrics.as_ref()?.get(i)).unwrap_or_default();
-            let ts = match time.read(i, &mut self.times, entity_text, metric) {
-                Ok(ts) => ts,
-                Err(message) => {
-                    collector.refuse(row, "invalid", message);
-                    continue;
-                }
+            let metric =
+                || readings.first().and_then(|only| only.metrics.as_ref()?.get(i)).unwrap_or_default();
+            let ts = match instants {
+                Some(instants) => instants[i],
+                None => match time.read(i, &mut self.times, entity_text, metric()) {
+                    Ok(ts) => ts,
+                    Err(message) => {
+                        collector.refuse(row, "invalid", message);
+                        continue;
+                    }
+                },
             };
-            let quality = match qualities.as_ref().and_then(|q| q.code(i)) {
-                None => Quality::Good,
-                Some(code) => match &quality_of[code as usize] {
+            let quality = match qualities.as_ref().map_or(-1, |texts| texts.codes[i]) {
+                ..0 => Quality::Good,
+                code => match &quality_of[code as usize] {
                     Ok(quality) => *quality,
                     Err(message) => {
                         collector.refuse(row, "invalid", message.clone());
@@ -235,21 +257,20 @@ impl<'a> TableDecoder<'a> {
             };
             for (index, of_metric) in readings.iter().enumerate() {
                 // In a wide table an empty cell is no reading; in a long one it is an error.
-                if of_metric.values.is_null(i) {
+                if of_metric.has_nulls && of_metric.values.is_null(i) {
                     if of_metric.metrics.is_some() {
                         collector.refuse(row, "invalid", "value is null");
                     }
                     continue;
                 }
-                let code = |texts: Option<&Texts>| texts.and_then(|texts| texts.code(i)).unwrap_or(-1);
-                let codes = [
-                    code(entity.as_ref()),
+                let code = |texts: Option<&Texts>| texts.map_or(-1, |texts| texts.codes[i]);
+                let kind = [
                     code(entity_type.as_ref()),
                     code(of_metric.metrics.as_ref()),
                     code(of_metric.units.as_ref()),
                     index as i32,
                 ];
-                let series = known.entry(codes).or_insert_with(|| {
+                let series = known.get_or_insert_with(code(entity.as_ref()), kind, || {
                     collector.named_series(&SeriesName {
                         entity: entity_text,
                         entity_type: entity_type.as_ref().and_then(|texts| texts.get(i)),
@@ -271,9 +292,6 @@ impl<'a> TableDecoder<'a> {
     }
 }
 
-/// Dictionary codes of entity, entity type, metric and unit, and the index of the reading's column.
-type Codes = [i32; 5];
-
 /// The readings of one column: their metric and unit come from columns beside it, or are the same for all.
 struct ReadingColumn<'a> {
     metrics: Option<Texts>,
@@ -281,11 +299,19 @@ struct ReadingColumn<'a> {
     units: Option<Texts>,
     unit: Option<&'a str>,
     values: Float64Array,
+    has_nulls: bool,
 }
 
-/// A text column by dictionary codes.
+impl ReadingColumn<'_> {
+    fn of(values: Float64Array) -> Self {
+        let has_nulls = values.null_count() > 0;
+        Self { metrics: None, metric: "", units: None, unit: None, values, has_nulls }
+    }
+}
+
+/// A text column by dictionary codes; -1 where there is no text.
 struct Texts {
-    keys: Int32Array,
+    codes: ScalarBuffer<i32>,
     values: StringArray,
 }
 
@@ -294,16 +320,18 @@ impl Texts {
         let not_text = |error| Error::invalid(format!("column `{name}` is not text: {error}"));
         let array = arrow::compute::cast(array, &dictionary_type()).map_err(not_text)?;
         let array = array.as_dictionary::<Int32Type>();
-        Ok(Self { keys: array.keys().clone(), values: array.values().as_string().clone() })
-    }
-
-    fn code(&self, i: usize) -> Option<i32> {
-        let code = self.keys.is_valid(i).then(|| self.keys.value(i))?;
-        self.values.is_valid(code as usize).then_some(code)
+        let (keys, values) = (array.keys(), array.values().as_string::<i32>().clone());
+        let mut codes = keys.values().clone();
+        if keys.null_count() > 0 || values.null_count() > 0 {
+            let has_text = |i: usize| keys.is_valid(i) && values.is_valid(keys.value(i) as usize);
+            codes = (0..keys.len()).map(|i| if has_text(i) { keys.value(i) } else { -1 }).collect();
+        }
+        Ok(Self { codes, values })
     }
 
     fn get(&self, i: usize) -> Option<&str> {
-        self.code(i).map(|code| self.values.value(code as usize))
+        let code = self.codes[i];
+        (code >= 0).then(|| self.values.value(code as usize))
     }
 }
 
@@ -349,6 +377,16 @@ impl TimeColumn {
             }
             t if t.is_integer() => Ok(Self::Number(cast(&DataType::Int64)?)),
             _ => Ok(Self::Text(text(name, array)?)),
+        }
+    }
+
+    /// All times, when they are instants and none is missing.
+    fn instants(&self) -> Option<&[i64]> {
+        match self {
+            Self::Instant(array) if array.null_count() == 0 => {
+                Some(array.as_primitive::<TimestampMicrosecondType>().values())
+            }
+            _ => None,
         }
     }
 

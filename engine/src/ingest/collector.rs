@@ -96,6 +96,8 @@ pub(super) struct Unknown {
 pub(crate) struct SeriesSlot {
     code: u32,
     pub conversion: Conversion,
+    /// Of an entity that is not known yet.
+    is_unknown: bool,
 }
 
 /// Rows whose series is only known within the request carry its index with this bit; the others carry a channel.
@@ -104,7 +106,7 @@ const LOCAL: u32 = 1 << 31;
 impl SeriesSlot {
     /// A series that is interned already.
     pub(crate) fn of_channel(channel: ChannelId, conversion: Conversion) -> Self {
-        Self { code: channel.0, conversion }
+        Self { code: channel.0, conversion, is_unknown: false }
     }
 }
 
@@ -126,6 +128,8 @@ struct NamedSeries {
     metric: Box<str>,
     unit: Option<Box<str>>,
     slot: SeriesSlot,
+    /// The place of the one that came after it: rows of most tables come in the same order again and again.
+    next: u32,
 }
 
 impl NamedSeries {
@@ -145,7 +149,10 @@ pub(crate) struct Collector {
     series: Vec<(u32, String, String)>,
     series_index: HashMap<(u32, String, String), SeriesSlot>,
     /// Series by the texts that rows name them with.
-    named: HashTable<NamedSeries>,
+    named: Vec<NamedSeries>,
+    named_index: HashTable<u32>,
+    /// The place of the last one.
+    last_named: u32,
     hasher: ahash::RandomState,
     /// Channels may be local codes until [`Collector::finish`].
     rows: Readings,
@@ -163,7 +170,9 @@ impl Collector {
             slot_index: HashMap::new(),
             series: Vec::new(),
             series_index: HashMap::new(),
-            named: HashTable::new(),
+            named: Vec::new(),
+            named_index: HashTable::new(),
+            last_named: 0,
             hasher: ahash::RandomState::new(),
             rows,
             unknown_rows: Vec::new(),
@@ -214,9 +223,17 @@ impl Collector {
         &mut self,
         name: &SeriesName<'_>,
     ) -> Result<SeriesSlot, (&'static str, String)> {
-        let hash = self.hasher.hash_one(name);
-        if let Some(known) = self.named.find(hash, |known| known.is(name)) {
+        let last = self.last_named as usize;
+        let guess = self.named.get(last).and_then(|last| self.named.get(last.next as usize));
+        if let Some(known) = guess.filter(|known| known.is(name)) {
+            self.last_named = self.named[last].next;
             return Ok(known.slot);
+        }
+        let hash = self.hasher.hash_one(name);
+        if let Some(place) = self.named_index.find(hash, |place| self.named[*place as usize].is(name)) {
+            self.last_named = *place;
+            self.named[last].next = *place;
+            return Ok(self.named[*place as usize].slot);
         }
         let entity = self.structured_entity(name.entity, name.entity_type)?;
         let slot = self.series(entity, name.metric, name.unit)?;
@@ -227,8 +244,13 @@ impl Collector {
             metric: name.metric.into(),
             unit: name.unit.map(Box::from),
             slot,
+            next: 0,
         };
-        self.named.insert_unique(hash, named, |named| named.hash);
+        let place = self.named.len() as u32;
+        self.named.push(named);
+        self.named_index.insert_unique(hash, place, |place| self.named[*place as usize].hash);
+        self.named[last].next = place;
+        self.last_named = place;
         Ok(slot)
     }
 
@@ -261,7 +283,7 @@ impl Collector {
             }
             self.rows.metadata.push((self.rows.ts.len() as u32, text.into()));
         }
-        if series.code & LOCAL != 0 && self.is_unknown(series) {
+        if series.is_unknown {
             self.unknown_rows.push((self.rows.ts.len() as u32, row));
         }
         self.rows.channel.push(ChannelId(series.code));
@@ -269,11 +291,6 @@ impl Collector {
         // -0.0 and 0.0 are one reading; keeping both would make a re-sent row a correction.
         self.rows.value.push(value + 0.0);
         self.rows.quality.push(quality);
-    }
-
-    fn is_unknown(&self, series: SeriesSlot) -> bool {
-        let (entity, ..) = self.series[(series.code & !LOCAL) as usize];
-        matches!(self.slots[entity as usize], Slot::Unknown(_))
     }
 
     /// The entity, metric and normalised unit of a series of this request whose entity is known.
@@ -412,7 +429,8 @@ impl Collector {
             let message = format!("unit `{unit}` is new and there are {UNITS_MAX} different ones already");
             return Err(("too_many_units", message));
         }
-        let series = SeriesSlot { code: self.series.len() as u32 | LOCAL, conversion };
+        let is_unknown = matches!(self.slots[entity as usize], Slot::Unknown(_));
+        let series = SeriesSlot { code: self.series.len() as u32 | LOCAL, conversion, is_unknown };
         self.series.push((entity, metric.to_owned(), unit));
         self.series_index.insert(key, series);
         Ok(series)

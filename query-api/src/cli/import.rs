@@ -402,7 +402,7 @@ async fn send(
     query.extend(mapping.map(|mapping| ("mapping", mapping)));
     query.extend(plan.precision.map(|precision| ("precision", precision.as_str().to_owned())));
     query.extend(plan.is_dry_run.then(|| ("dryRun", "true".to_owned())));
-    let request = remote.post(path).query(&query).body(part.body.clone());
+    let request = remote.post(path).query(&query).body(part.bytes()?);
     let Some(response) = remote.send_or_busy(request).await? else { return Ok(None) };
     let report = response.json().await;
     report

@@ -107,7 +107,7 @@ impl Params {
         });
         Ok(IngestRequest {
             format: self.format.parse()?,
-            body,
+            body: body.into(),
             precision: self.precision.as_deref().map(str::parse::<TimePrecision>).transpose()?,
             is_atomic: false,
             site: self.site.unwrap_or_else(|| "default".to_owned()),

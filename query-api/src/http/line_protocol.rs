@@ -80,7 +80,7 @@ async fn store(
     let (body, _held) = read_body(app, headers, body).await?;
     let request = IngestRequest {
         format: BodyFormat::LineProtocol,
-        body,
+        body: body.into(),
         precision,
         is_atomic: false,
         site: params.bucket.or(params.db).unwrap_or_else(|| "default".to_owned()),

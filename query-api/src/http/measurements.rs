@@ -64,7 +64,7 @@ pub(super) async fn write(
     let (body, _held) = read_body(&app, &headers, body).await?;
     let request = IngestRequest {
         format,
-        body,
+        body: body.into(),
         precision,
         is_atomic,
         site: "default".to_owned(),

@@ -1,9 +1,8 @@
-//! Parquet files as Arrow streams.
+//! Parquet files as tables.
 
 use std::fs::File;
 
-use arrow::{array::RecordBatch, compute::concat_batches, ipc::writer::StreamWriter};
-use bytes::Bytes;
+use arrow::{array::RecordBatch, compute::concat_batches};
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
@@ -15,7 +14,7 @@ use crate::{
         table::{TimeColumn, read_footer},
         time::LocalClock,
     },
-    ingest::TableMapping,
+    ingest::{Body, TableMapping},
 };
 
 /// Rows in one part, about.
@@ -81,13 +80,9 @@ impl TableParts {
             self.rest = Some(batch.slice(cut, batch.num_rows() - cut)).filter(|rest| rest.num_rows() > 0);
             batch = batch.slice(0, cut);
         }
-        let mut body = Vec::new();
-        let mut writer = StreamWriter::try_new(&mut body, &batch.schema()).map_err(damaged)?;
-        writer.write(&batch).and_then(|()| writer.finish()).map_err(damaged)?;
-        drop(writer);
         let first_row = self.row;
         self.row += batch.num_rows() as u64;
-        Ok(Some(Part { body: Bytes::from(body), format: BodyFormat::ArrowStream, first_row }))
+        Ok(Some(Part { body: Body::Table(batch), format: BodyFormat::ArrowStream, first_row }))
     }
 
     /// How many rows come before the last place where the table may be cut.

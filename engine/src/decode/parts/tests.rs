@@ -45,7 +45,7 @@ proptest! {
         let whole = records(&text);
         let mut joined = vec![whole[0].clone()];
         for part in cut(&text, BodyFormat::Csv, &TableMapping::default(), bytes_max).unwrap() {
-            let records = records(&part.body);
+            let records = records(&part.bytes().unwrap());
             prop_assert_eq!(&records[0], &whole[0]);
             prop_assert_eq!(part.first_row, joined.len() as u64 - 1);
             joined.extend_from_slice(&records[1..]);
@@ -65,7 +65,7 @@ proptest! {
         let mut joined = String::new();
         for part in parts {
             prop_assert_eq!(part.first_row, joined.matches('\n').count() as u64);
-            let body = String::from_utf8(part.body.to_vec()).unwrap();
+            let body = String::from_utf8(part.bytes().unwrap().to_vec()).unwrap();
             prop_assert!(body.is_empty() || body.starts_with("m,t=x"), "{:?}", body);
             joined += &body;
         }
@@ -91,7 +91,7 @@ fn no_part_starts_within_the_hour_that_comes_twice() {
         let parts = cut(text.as_bytes(), BodyFormat::Csv, &berlin(), bytes_max).unwrap();
         assert!(parts.len() > 1, "{bytes_max}");
         for part in parts {
-            let first = String::from_utf8(records(&part.body)[1][1].to_vec()).unwrap();
+            let first = String::from_utf8(records(&part.bytes().unwrap())[1][1].to_vec()).unwrap();
             assert!(!clock.is_repeated(&first), "a part of at most {bytes_max} bytes starts at {first}");
         }
     }
@@ -108,7 +108,7 @@ fn a_quote_that_never_closes_is_refused_with_its_place() {
     let text = format!("timestamp,value\n1,2\n\"{}", "x\n".repeat(100));
     let parts: Vec<_> = Parts::of_text(Cursor::new(text), BodyFormat::Csv, None, 64).unwrap().collect();
     assert_eq!(parts.len(), 2, "{parts:?}");
-    assert_eq!(parts[0].as_ref().unwrap().body, "timestamp,value\n1,2\n");
+    assert_eq!(parts[0].as_ref().unwrap().bytes().unwrap(), "timestamp,value\n1,2\n");
     let error = parts[1].as_ref().unwrap_err();
     assert!(error.message.contains("after row 1 ") && error.message.contains("quote"), "{error}");
 }
@@ -130,7 +130,7 @@ fn parquet_is_cut_before_the_hour_that_comes_twice() {
     assert_eq!(parts.iter().map(|part| part.first_row).collect::<Vec<_>>(), [0, 199_899]);
     let mut joined = Vec::new();
     for part in parts {
-        for batch in StreamReader::try_new(Cursor::new(part.body), None).unwrap() {
+        for batch in StreamReader::try_new(Cursor::new(part.bytes().unwrap()), None).unwrap() {
             let column = batch.unwrap().column(0).clone();
             joined.extend_from_slice(column.as_primitive::<TimestampMicrosecondType>().values());
         }

@@ -64,7 +64,8 @@ impl TextParts {
         if self.is_done {
             return Ok(None);
         }
-        let mut text = std::mem::take(&mut self.rest);
+        let mut text = Vec::with_capacity(self.bytes_max + 1);
+        text.append(&mut self.rest);
         let wanted = self.bytes_max.saturating_sub(text.len()) as u64;
         self.reader.by_ref().take(wanted).read_to_end(&mut text).map_err(unreadable)?;
         self.is_done = text.len() < self.bytes_max;
@@ -82,7 +83,7 @@ impl TextParts {
         }
         let header = self.header.as_ref().map_or(&[][..], |header| &header.text);
         let body = if header.is_empty() { text } else { [header, &text].concat() };
-        Ok(Some(Part { body: Bytes::from(body), format: self.format, first_row }))
+        Ok(Some(Part { body: Bytes::from(body).into(), format: self.format, first_row }))
     }
 
     /// Takes the header row of CSV off the front.
@@ -132,8 +133,7 @@ impl TextParts {
             }
             _ => {
                 let cut = self.choose(text, memchr::memrchr_iter(b'\n', text).map(|i| i + 1))?;
-                let lines = text[..cut].split(|byte| *byte == b'\n');
-                Ok((cut, lines.filter(|line| !line.trim_ascii().is_empty()).count()))
+                Ok((cut, count_lines(&text[..cut])))
             }
         }
     }
@@ -168,6 +168,14 @@ impl TextParts {
         }
         Ok(starts)
     }
+}
+
+/// Lines that are not blank.
+fn count_lines(text: &[u8]) -> usize {
+    let mut start = 0;
+    let ends = memchr::memchr_iter(b'\n', text).chain([text.len()]);
+    ends.filter(|end| !text[std::mem::replace(&mut start, end + 1).min(*end)..*end].trim_ascii().is_empty())
+        .count()
 }
 
 fn unreadable(error: std::io::Error) -> Error {
