@@ -3,6 +3,7 @@
 //!
 //! [`Batch`] names its series itself, as the log does; [`Readings`] is the same with interned series, as memory holds it.
 
+use hashbrown::HashTable;
 use wattlake_catalog::{EntityId, EntityType, Quality};
 
 use crate::{
@@ -121,32 +122,65 @@ impl Batch {
             created_at: self.created_at,
         }
     }
+}
+
+impl BatchSeries {
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut input = Input { bytes };
+        Ok(Self {
+            entity: EntityId(uuid::Uuid::from_bytes(input.array()?)),
+            entity_type: match input.array()? {
+                [0] => EntityType::Meter,
+                [1] => EntityType::EnergySource,
+                [code] => return Err(Error::corrupt(format!("batch: entity type code {code}"))),
+            },
+            metric: input.text()?,
+            unit: input.text()?,
+        })
+    }
+}
+
+/// Decodes many batches of one log: a series that came before is known by its bytes, and not looked at again.
+pub(crate) struct ReadingsDecoder<'a> {
+    series: &'a SeriesTable,
+    known: Vec<KnownSeries>,
+    index: HashTable<u32>,
+    hasher: ahash::RandomState,
+    /// Place of the last one.
+    last: u32,
+}
+
+struct KnownSeries {
+    bytes: Box<[u8]>,
+    channel: ChannelId,
+    /// The place of the one that came after it: batches name their series in much the same order.
+    next: u32,
+}
+
+impl<'a> ReadingsDecoder<'a> {
+    pub(crate) fn new(series: &'a SeriesTable) -> Self {
+        let (known, index, hasher) = (Vec::new(), HashTable::new(), ahash::RandomState::new());
+        Self { series, known, index, hasher, last: 0 }
+    }
 
     /// Reads one encoded batch back.
     ///
     /// # Errors
     /// A text saying what does not fit; never panics, whatever the bytes.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(&mut self, bytes: &[u8]) -> Result<Readings> {
         let mut input = Input { bytes };
         let created_at = i64::from_le_bytes(input.array()?);
-        let mut table = Vec::new();
-        for _ in 0..input.len(17)? {
-            table.push(BatchSeries {
-                entity: EntityId(uuid::Uuid::from_bytes(input.array()?)),
-                entity_type: match input.array()? {
-                    [0] => EntityType::Meter,
-                    [1] => EntityType::EnergySource,
-                    [code] => return Err(Error::corrupt(format!("batch: entity type code {code}"))),
-                },
-                metric: input.text()?,
-                unit: input.text()?,
-            });
+        let count = input.len(SERIES_BYTES_MIN)?;
+        let mut channels = Vec::with_capacity(count);
+        for _ in 0..count {
+            channels.push(self.channel_of(input.series()?)?);
         }
         let rows = input.len(ROW_BYTES)?;
         let series = input.column(rows, u32::from_le_bytes)?;
-        if let Some(bad) = series.iter().find(|s| **s as usize >= table.len()) {
-            return Err(Error::corrupt(format!("batch: series {bad} of {}", table.len())));
-        }
+        let channel = series.iter().map(|at| channels.get(*at as usize).copied());
+        let channel = channel.collect::<Option<Vec<_>>>().ok_or_else(|| {
+            Error::corrupt(format!("batch: a row of a series beyond its {} ones", channels.len()))
+        })?;
         let ts = input.column(rows, i64::from_le_bytes)?;
         let value = input.column(rows, f64::from_le_bytes)?;
         let quality = input.take(rows)?.iter().map(|code| quality_of(*code)).collect::<Option<Vec<_>>>();
@@ -157,14 +191,49 @@ impl Batch {
             if row as usize >= rows {
                 return Err(Error::corrupt(format!("batch: metadata of row {row} of {rows}")));
             }
-            metadata.push((row, input.text()?));
+            metadata.push((row, input.text()?.into()));
         }
         if !input.bytes.is_empty() {
             return Err(Error::corrupt(format!("batch: {} bytes too many", input.bytes.len())));
         }
-        Ok(Self { table, series, ts, value, quality, metadata, created_at })
+        Ok(Readings { channel, ts, value, quality, metadata, created_at })
+    }
+
+    fn channel_of(&mut self, bytes: &[u8]) -> Result<ChannelId> {
+        let last = self.last as usize;
+        let guess = self.known.get(last).map(|last| last.next);
+        let is_right =
+            |place: u32| self.known.get(place as usize).is_some_and(|known| *known.bytes == *bytes);
+        let place = match guess.filter(|place| is_right(*place)) {
+            Some(place) => place,
+            None => {
+                let hash = self.hasher.hash_one(bytes);
+                let found = self.index.find(hash, |place| is_right(*place)).copied();
+                let place = match found {
+                    Some(place) => place,
+                    None => self.learn(hash, bytes)?,
+                };
+                self.known[last].next = place;
+                place
+            }
+        };
+        self.last = place;
+        Ok(self.known[place as usize].channel)
+    }
+
+    fn learn(&mut self, hash: u64, bytes: &[u8]) -> Result<u32> {
+        let channels = self.series.intern(&[BatchSeries::decode(bytes)?]);
+        let channel = *channels.first().ok_or_else(|| Error::internal("a series without a channel"))?;
+        let place = self.known.len() as u32;
+        self.known.push(KnownSeries { bytes: bytes.into(), channel, next: 0 });
+        let (known, hasher) = (&self.known, &self.hasher);
+        self.index.insert_unique(hash, place, |place| hasher.hash_one(&*known[*place as usize].bytes));
+        Ok(place)
     }
 }
+
+/// Entity, its type, and the lengths of two texts.
+const SERIES_BYTES_MIN: usize = 25;
 
 /// The one-byte form of a quality, in the log and in memory.
 pub(crate) const fn quality_code(quality: Quality) -> u8 {
@@ -231,6 +300,17 @@ impl<'a> Input<'a> {
             return Err(Error::corrupt(format!("batch: count {n} exceeds the record")));
         }
         Ok(n)
+    }
+
+    /// The bytes of a series.
+    fn series(&mut self) -> Result<&'a [u8]> {
+        let whole = self.bytes;
+        self.take(17)?;
+        for _ in 0..2 {
+            let text = self.len(1)?;
+            self.take(text)?;
+        }
+        Ok(&whole[..whole.len() - self.bytes.len()])
     }
 
     fn text(&mut self) -> Result<String> {

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use wattlake_catalog::failpoint;
 
 use crate::{
-    Batch, Error, Result,
+    Error, Result,
+    batch::{Readings, ReadingsDecoder},
     version::Versions,
     wal::{Damage, Recovered, recover, salvage},
 };
@@ -36,12 +37,13 @@ impl Replay {
     pub(crate) fn run(self) -> Result<Recovered> {
         let Self { wal_dir, quarantine, watermark, versions, flush_bytes_max, damage } = self;
         std::thread::scope(|scope| {
-            let (sender, decoded) = sync_channel::<(u64, Vec<Batch>)>(FRAMES_AHEAD);
+            let (sender, decoded) = sync_channel::<(u64, Vec<Readings>)>(FRAMES_AHEAD);
+            let series = Arc::clone(&versions.series);
             scope.spawn(move || {
                 for (sequence, batches) in decoded {
                     failpoint!("recover.mid_replay");
-                    for batch in batches {
-                        versions.current().active.apply(batch.into_readings(&versions.series));
+                    for readings in batches {
+                        versions.current().active.apply(readings);
                     }
                     if versions.current().active.bytes() >= flush_bytes_max {
                         versions.freeze(sequence);
@@ -50,13 +52,15 @@ impl Replay {
             });
             // Nobody takes them any more only after a panic, which the scope passes on.
             let apply = move |sequence, batches| drop(sender.send((sequence, batches)));
-            let Some(damage) = damage else { return recover(&wal_dir, watermark, apply) };
+            let mut decoder = ReadingsDecoder::new(&series);
+            let mut decode = |bytes: &[u8]| decoder.decode(bytes);
+            let Some(damage) = damage else { return recover(&wal_dir, watermark, &mut decode, apply) };
             let mut set_aside = |found: Damage<'_>| {
                 copy_into(&quarantine, found.segment)?;
                 damage.lock().push(found.error.message);
                 Ok(())
             };
-            salvage(&wal_dir, watermark, &mut set_aside, apply)
+            salvage(&wal_dir, watermark, &mut set_aside, &mut decode, apply)
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Frames: bytes of one group commit.
 
-use crate::{Error, Result, batch::Batch};
+use crate::{Error, Result};
 
 pub(super) const MAGIC: [u8; 4] = *b"WLF1";
 pub(super) const HEADER_BYTES: usize = 32;
@@ -84,8 +84,8 @@ pub(super) fn read_frame(bytes: &[u8]) -> Result<Frame<'_>, String> {
 }
 
 impl Frame<'_> {
-    /// The batches of the frame, in order.
-    pub(super) fn decode(&self) -> Result<Vec<Batch>> {
+    /// The batches of the frame, in order, as `decode` reads them.
+    pub(super) fn decode<B>(&self, decode: &mut dyn FnMut(&[u8]) -> Result<B>) -> Result<Vec<B>> {
         let mut rest = self.payload;
         let mut batches = Vec::new();
         while !rest.is_empty() {
@@ -99,7 +99,7 @@ impl Frame<'_> {
             }
             let decoded = lz4_flex::block::decompress(chunk, raw)
                 .map_err(|error| Error::corrupt(format!("chunk does not decompress: {error}")))?;
-            batches.push(Batch::decode(&decoded)?);
+            batches.push(decode(&decoded)?);
             rest = tail;
         }
         if batches.len() != self.batches as usize {

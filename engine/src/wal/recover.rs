@@ -12,7 +12,7 @@ use super::{
     frame::{MAGIC, read_frame},
     segment::{self, Segment},
 };
-use crate::{Error, Result, batch::Batch};
+use crate::{Error, Result};
 
 /// What a recovery found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,12 +28,17 @@ pub(crate) struct Recovered {
     pub torn_bytes: u64,
 }
 
-/// Replays every frame above `watermark` in order.
+/// Replays every frame above `watermark` in order, its batches as `decode` reads them.
 ///
 /// # Errors
 /// Damage anywhere but in the torn tail, or missing segments, naming file and offset. Nothing is changed then.
-pub(crate) fn recover(dir: &Path, watermark: u64, apply: impl FnMut(u64, Vec<Batch>)) -> Result<Recovered> {
-    recover_with(dir, watermark, &mut |damage| Err(damage.error), apply)
+pub(crate) fn recover<B>(
+    dir: &Path,
+    watermark: u64,
+    decode: &mut dyn FnMut(&[u8]) -> Result<B>,
+    apply: impl FnMut(u64, Vec<B>),
+) -> Result<Recovered> {
+    recover_with(dir, watermark, &mut |damage| Err(damage.error), decode, apply)
 }
 
 /// A place where the log is not what was written.
@@ -46,20 +51,22 @@ pub(crate) struct Damage<'a> {
 
 /// Replays every frame above `watermark` that is whole, whatever is damaged around it. Each damaged segment is reported
 /// before anything is changed.
-pub(crate) fn salvage(
+pub(crate) fn salvage<B>(
     dir: &Path,
     watermark: u64,
     on_damage: &mut dyn FnMut(Damage<'_>) -> Result<()>,
-    apply: impl FnMut(u64, Vec<Batch>),
+    decode: &mut dyn FnMut(&[u8]) -> Result<B>,
+    apply: impl FnMut(u64, Vec<B>),
 ) -> Result<Recovered> {
-    recover_with(dir, watermark, on_damage, apply)
+    recover_with(dir, watermark, on_damage, decode, apply)
 }
 
-fn recover_with(
+fn recover_with<B>(
     dir: &Path,
     watermark: u64,
     on_damage: &mut dyn FnMut(Damage<'_>) -> Result<()>,
-    mut apply: impl FnMut(u64, Vec<Batch>),
+    decode: &mut dyn FnMut(&[u8]) -> Result<B>,
+    mut apply: impl FnMut(u64, Vec<B>),
 ) -> Result<Recovered> {
     let listed = segment::list(dir)?;
     let spares = segment::list_spares(dir)?;
@@ -140,7 +147,7 @@ fn recover_with(
             };
             sequence = frame.sequence;
             if sequence > watermark {
-                match frame.decode() {
+                match frame.decode(decode) {
                     Ok(batches) => {
                         apply(sequence, batches);
                         found.replayed_frames += 1;

@@ -9,7 +9,7 @@ use wattlake_catalog::{EntityId, EntityType, Quality};
 use super::{faulty::FaultyDisk, recover::Recovered, *};
 use crate::{
     ErrorKind,
-    batch::{Batch, BatchSeries},
+    batch::{Batch, BatchSeries, Readings, ReadingsDecoder},
     series::SeriesTable,
 };
 
@@ -54,9 +54,14 @@ fn write_log(dir: &Path, frames: i64, segment_bytes: u64) -> Vec<PathBuf> {
     segment::list(dir).expect("list").into_iter().map(|(_, path)| path).collect()
 }
 
+fn decode(bytes: &[u8]) -> crate::Result<Readings> {
+    ReadingsDecoder::new(&SeriesTable::default()).decode(bytes)
+}
+
 fn replay(dir: &Path, watermark: u64) -> crate::Result<(Vec<i64>, Recovered)> {
     let mut seen = Vec::new();
-    let recovered = recover(dir, watermark, |_, batches| seen.extend(batches.iter().map(|b| b.created_at)))?;
+    let recovered =
+        recover(dir, watermark, &mut decode, |_, batches| seen.extend(batches.iter().map(|b| b.created_at)))?;
     Ok((seen, recovered))
 }
 
@@ -260,6 +265,7 @@ fn salvage_loses_only_what_is_damaged() {
                     damage.push(found.error.message);
                     Ok(())
                 },
+                &mut decode,
                 |_, batches| seen.extend(batches.iter().map(|b| b.created_at)),
             );
             recovered.expect("salvaged");

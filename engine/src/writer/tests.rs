@@ -6,9 +6,14 @@ use wattlake_catalog::{EntityId, EntityType, Manifest, Quality, SnapshotId};
 use super::*;
 use crate::{
     Batch, BatchSeries,
+    batch::{Readings, ReadingsDecoder},
     series::SeriesTable,
     wal::{encode_chunk, faulty::FaultyDisk, recover},
 };
+
+fn decode(bytes: &[u8]) -> Result<Readings> {
+    ReadingsDecoder::new(&SeriesTable::default()).decode(bytes)
+}
 
 struct Harness {
     dir: TempDir,
@@ -35,7 +40,7 @@ impl Harness {
             dir.path(),
             Box::new(disk.clone()),
             1 << 20,
-            recover(dir.path(), 0, |_, _| {}).expect("an empty log"),
+            recover(dir.path(), 0, &mut decode, |_, _| {}).expect("an empty log"),
         );
         let writer = spawn(log, Arc::clone(&versions), options).expect("writer");
         Self { dir, disk, versions, writer, failed }
@@ -71,8 +76,10 @@ impl Harness {
     /// What a restart would find.
     fn in_log(&self) -> Vec<i64> {
         let mut found = Vec::new();
-        recover(self.dir.path(), 0, |_, batches| found.extend(batches.iter().map(|b| b.created_at)))
-            .expect("log");
+        recover(self.dir.path(), 0, &mut decode, |_, batches| {
+            found.extend(batches.iter().map(|b| b.created_at))
+        })
+        .expect("log");
         found
     }
 }
