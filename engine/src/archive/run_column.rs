@@ -31,6 +31,8 @@ use crate::{Error, Result};
 pub(super) struct RunColumn {
     keys: HashMap<Arc<str>, u32>,
     dictionary: Vec<Arc<str>>,
+    /// Of the dictionary, as its page has them.
+    dictionary_bytes: usize,
     /// Key and number of rows; neighbours differ.
     runs: Vec<(u32, usize)>,
     rows: usize,
@@ -52,6 +54,7 @@ impl RunColumn {
             Some(key) => *key,
             None => {
                 let (key, text) = (self.dictionary.len() as u32, Arc::<str>::from(text));
+                self.dictionary_bytes += text.len() + 4;
                 self.dictionary.push(Arc::clone(&text));
                 self.keys.insert(text, key);
                 key
@@ -70,7 +73,7 @@ impl RunColumn {
 
     /// About how many bytes the chunk will have.
     pub(super) fn bytes(&self) -> usize {
-        self.dictionary.iter().map(|text| text.len() + 4).sum::<usize>() + self.runs.len() * 2
+        self.dictionary_bytes + self.runs.len() * 2
     }
 
     /// The column chunk as it stands in a file, its offsets counted from its own start.
@@ -91,7 +94,7 @@ impl RunColumn {
             uncompressed: 0,
             compressed: 0,
         };
-        let mut plain = Vec::new();
+        let mut plain = Vec::with_capacity(self.dictionary_bytes);
         for text in &self.dictionary {
             plain.extend_from_slice(&(text.len() as u32).to_le_bytes());
             plain.extend_from_slice(text.as_bytes());
@@ -104,39 +107,19 @@ impl RunColumn {
         })?;
         let first_data_page = chunk.compressed;
 
-        let is_optional = column.max_def_level() > 0;
         let mut columns = ColumnIndexBuilder::new(column.physical_type());
         let mut offsets = OffsetIndexBuilder::new();
-        let mut bounds: Vec<(&str, &str)> = Vec::new();
-        let mut runs = self.runs.iter().copied();
-        let mut rest = (0, 0);
+        let mut bounds = Vec::new();
+        let mut runs = Runs { runs: self.runs.iter(), rest: (0, 0) };
         let mut row = 0;
         let mut page = Vec::new();
         while row < self.rows {
             let rows = page_rows.min(self.rows - row);
             page.clear();
-            if is_optional {
-                page.extend_from_slice(&[0; 4]);
-                put_run(1, rows, 1, &mut page);
-                let levels = page.len() as u32 - 4;
-                page[..4].copy_from_slice(&levels.to_le_bytes());
+            if column.max_def_level() > 0 {
+                put_levels(rows, &mut page);
             }
-            let mut keys = HybridEncoder::new(bit_width(self.dictionary.len()), &mut page);
-            let mut missing = rows;
-            let mut range: Option<(&str, &str)> = None;
-            while missing > 0 {
-                if rest.1 == 0 {
-                    rest = runs.next().ok_or_else(|| Error::internal("runs end before their rows"))?;
-                }
-                let take = rest.1.min(missing);
-                keys.put(rest.0, take);
-                rest.1 -= take;
-                missing -= take;
-                let text = &*self.dictionary[rest.0 as usize];
-                range = Some(range.map_or((text, text), |(min, max)| (min.min(text), max.max(text))));
-            }
-            keys.finish();
-            let (min, max) = range.ok_or_else(|| Error::internal("a page without rows"))?;
+            let (min, max) = self.put_keys(&mut runs, rows, &mut page)?;
             let (at, size) = chunk.write(&page, |buf| Page::DataPage {
                 buf,
                 num_values: rows as u32,
@@ -188,6 +171,51 @@ impl RunColumn {
         };
         Ok((Bytes::from(sink.into_inner()?), close))
     }
+
+    /// Appends the keys of the next rows; answers the smallest and the largest text of them.
+    fn put_keys(&self, runs: &mut Runs<'_>, rows: usize, page: &mut Vec<u8>) -> Result<(&str, &str)> {
+        let mut keys = HybridEncoder::new(bit_width(self.dictionary.len()), page);
+        let mut bounds: Option<(&str, &str)> = None;
+        let mut missing = rows;
+        while missing > 0 {
+            let run = runs.next(missing);
+            let (key, count) = run.ok_or_else(|| Error::internal("runs end before their rows"))?;
+            keys.put(key, count);
+            missing -= count;
+            let text = &*self.dictionary[key as usize];
+            bounds = Some(bounds.map_or((text, text), |(min, max)| (min.min(text), max.max(text))));
+        }
+        keys.finish();
+        bounds.ok_or_else(|| Error::internal("a page without rows"))
+    }
+}
+
+/// What is left of the runs of a column.
+struct Runs<'a> {
+    runs: std::slice::Iter<'a, (u32, usize)>,
+    /// Of the run that the last page ended in.
+    rest: (u32, usize),
+}
+
+impl Runs<'_> {
+    /// Some rows of one key, at most `rows`.
+    fn next(&mut self, rows: usize) -> Option<(u32, usize)> {
+        if self.rest.1 == 0 {
+            self.rest = *self.runs.next()?;
+        }
+        let take = self.rest.1.min(rows);
+        self.rest.1 -= take;
+        Some((self.rest.0, take))
+    }
+}
+
+/// Appends the definition levels of rows that all have a value.
+fn put_levels(rows: usize, page: &mut Vec<u8>) {
+    let start = page.len();
+    page.extend_from_slice(&[0; 4]);
+    put_run(1, rows, 1, page);
+    let bytes = (page.len() - start - 4) as u32;
+    page[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
 }
 
 /// Writes the pages of one chunk.
