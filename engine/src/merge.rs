@@ -142,6 +142,7 @@ pub(crate) fn merge(
 }
 
 /// Moves a cursor on, and puts it back in its place unless it is at its end.
+#[expect(clippy::vec_box, reason = "cursors are large and change places with every chunk")]
 fn put_back(cursors: &mut Vec<Box<Cursor>>, mut cursor: Box<Cursor>, at: usize) -> Result<()> {
     if cursor.advance(at)? {
         let place = cursors.partition_point(|other| other.order(&cursor) == Ordering::Greater);

@@ -98,7 +98,7 @@ impl SpillWriter {
         let created_at = &rows.created_at[range.clone()];
         put_column(part, ts.len(), 8, |i| created_at[i] as u64);
         if !rows.metadata.is_empty() {
-            for (row, text) in rows.metadata_of(range.clone()).enumerate() {
+            for (row, text) in rows.metadata_of(range).enumerate() {
                 let Some(text) = text else { continue };
                 part.extend_from_slice(&(row as u32).to_le_bytes());
                 part.extend_from_slice(&(text.len() as u32).to_le_bytes());

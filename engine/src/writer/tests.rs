@@ -77,7 +77,7 @@ impl Harness {
     fn in_log(&self) -> Vec<i64> {
         let mut found = Vec::new();
         recover(self.dir.path(), 0, &mut decode, |_, batches| {
-            found.extend(batches.iter().map(|b| b.created_at))
+            found.extend(batches.iter().map(|b| b.created_at));
         })
         .expect("log");
         found
