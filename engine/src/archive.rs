@@ -3,6 +3,7 @@
 //! This module writes, reads and looks up files; which of them count is the manifest's business. All object paths are
 //! built in [`storage`].
 
+mod calendar;
 mod checked_store;
 mod data_file;
 mod day_summaries;

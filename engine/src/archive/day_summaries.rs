@@ -18,7 +18,7 @@ use arrow::{
 };
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
-use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use jiff::tz::TimeZone;
 use parquet::{
     arrow::{
         ArrowWriter, ParquetRecordBatchStreamBuilder, arrow_reader::ArrowReaderOptions,
@@ -35,7 +35,13 @@ use parquet::{
 use wattlake_catalog::{DataFile, EntityId};
 use wattlake_config::MetricKind;
 
-use super::{Storage, data_file::footer_bytes, lookup::key_bounds, object_reader::ObjectReader};
+use super::{
+    Storage,
+    calendar::{Calendar, LocalDay},
+    data_file::footer_bytes,
+    lookup::key_bounds,
+    object_reader::ObjectReader,
+};
 use crate::{
     Error, Result, SeriesKey,
     meaning::{Meaning, Meanings},
@@ -160,56 +166,6 @@ struct OpenDay {
     summary: Option<Summary>,
 }
 
-/// A day in a zone.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct LocalDay {
-    month: (i16, i8),
-    start: i64,
-    /// Where the next one starts.
-    end: i64,
-}
-
-impl LocalDay {
-    fn of(micros: i64, zone: &TimeZone) -> Self {
-        let start_of =
-            |date: Date| date.to_zoned(zone.clone()).ok().map(|start| start.timestamp().as_microsecond());
-        let mut date = Timestamp::from_microsecond(micros).unwrap_or_default().to_zoned(zone.clone()).date();
-        loop {
-            let next = date.tomorrow().ok();
-            let end = next.and_then(start_of).unwrap_or(i64::MAX);
-            // A clock that is put back across midnight shows the day before once more; the new day has begun.
-            match next {
-                Some(next) if end <= micros => date = next,
-                _ => {
-                    let start = start_of(date).unwrap_or(i64::MIN).min(micros);
-                    return Self { month: (date.year(), date.month()), start, end };
-                }
-            }
-        }
-    }
-}
-
-/// Days of a zone that were asked for before: all series of a file have the same few.
-struct Calendar {
-    zone: TimeZone,
-    /// In order.
-    days: Vec<LocalDay>,
-}
-
-impl Calendar {
-    fn day_of(&mut self, micros: i64) -> LocalDay {
-        let after = self.days.partition_point(|day| day.start <= micros);
-        match self.days[..after].last() {
-            Some(day) if micros < day.end => *day,
-            _ => {
-                let day = LocalDay::of(micros, &self.zone);
-                self.days.insert(after, day);
-                day
-            }
-        }
-    }
-}
-
 impl DaySummaryWriter {
     pub(super) fn new(meanings: Arc<Meanings>) -> Result<Self> {
         let schema = Arc::new(schema());
@@ -266,8 +222,8 @@ impl DaySummaryWriter {
     }
 
     fn calendar_of(&mut self, zone: &TimeZone) -> usize {
-        self.calendars.iter().position(|calendar| calendar.zone == *zone).unwrap_or_else(|| {
-            self.calendars.push(Calendar { zone: zone.clone(), days: Vec::new() });
+        self.calendars.iter().position(|calendar| calendar.is_of(zone)).unwrap_or_else(|| {
+            self.calendars.push(Calendar::new(zone.clone()));
             self.calendars.len() - 1
         })
     }
@@ -612,6 +568,3 @@ fn summary(
         step,
     })
 }
-
-#[cfg(test)]
-mod tests;

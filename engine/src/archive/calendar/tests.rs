@@ -26,7 +26,7 @@ proptest! {
         from in 0i64..1_800_000_000,
         hours in prop::collection::vec(0i64..24 * 60, 1..50),
     ) {
-        let mut calendar = Calendar { zone: TimeZone::get(zone).expect("zone"), days: Vec::new() };
+        let mut calendar = Calendar::new(TimeZone::get(zone).expect("zone"));
         for hour in hours {
             let instant = (from + hour * 3600) * 1_000_000;
             let day = calendar.day_of(instant);
