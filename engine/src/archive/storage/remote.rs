@@ -170,7 +170,7 @@ impl Remote {
         while let Some((path, turn)) = spool.oldest() {
             let bytes = spool.read(&path).await?;
             self.upload(&path, bytes).await?;
-            spool.remove(&path, Some(turn))?;
+            spool.remove(&path, Some(turn)).await?;
             tracing::debug!(path, "uploaded from the spool");
         }
         Ok(())
@@ -178,7 +178,7 @@ impl Remote {
 
     pub(super) async fn delete(&self, path: &str) -> Result<()> {
         if let Some(spool) = &self.spool {
-            spool.remove(path, None)?;
+            spool.remove(path, None).await?;
         }
         self.breaker.ask()?;
         let outcome = match self.store.delete(&ObjectPath::from(path)).await {

@@ -35,6 +35,8 @@ pub(super) struct Spool {
     root: PathBuf,
     bytes_max: u64,
     entries: Mutex<Entries>,
+    /// Held while files appear and disappear, so that each entry has its file.
+    files: tokio::sync::Mutex<()>,
 }
 
 impl Spool {
@@ -68,7 +70,7 @@ impl Spool {
             entries.bytes += bytes;
             entries.by_path.insert(path, Entry { bytes, turn });
         }
-        Ok(Self { root, bytes_max, entries: Mutex::new(entries) })
+        Ok(Self { root, bytes_max, entries: Mutex::new(entries), files: tokio::sync::Mutex::new(()) })
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -97,6 +99,7 @@ impl Spool {
     /// [`ErrorKind::Unavailable`] when the spool is full.
     pub(super) async fn put(&self, path: &str, bytes: Bytes) -> Result<()> {
         let size = bytes.len() as u64;
+        let _files = self.files.lock().await;
         let used = self.bytes();
         if used + size > self.bytes_max {
             return Err(Error::new(
@@ -132,7 +135,8 @@ impl Spool {
     }
 
     /// Forgets an object unless it was replaced since that turn.
-    pub(super) fn remove(&self, path: &str, turn: Option<u64>) -> Result<()> {
+    pub(super) async fn remove(&self, path: &str, turn: Option<u64>) -> Result<()> {
+        let _files = self.files.lock().await;
         let mut entries = self.entries.lock();
         match entries.by_path.get(path) {
             Some(entry) if turn.is_none_or(|turn| turn == entry.turn) => {}
@@ -149,5 +153,32 @@ impl Spool {
             entries.bytes -= gone.bytes;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_object_replaced_while_its_older_version_is_uploaded_stays() {
+        let folder = tempfile::tempdir().expect("folder");
+        let spool = Spool::open(folder.path().to_owned(), 1 << 20).expect("a spool");
+        for round in 0..100 {
+            spool.put("fleet.json", Bytes::from_static(b"old")).await.expect("put");
+            let (path, turn) = spool.oldest().expect("it waits");
+            // At any moment of the replacing.
+            let uploaded = async {
+                tokio::time::sleep(std::time::Duration::from_micros(50 * round)).await;
+                spool.remove(&path, Some(turn)).await
+            };
+            let (put, removed) = tokio::join!(spool.put(&path, Bytes::from_static(b"newer")), uploaded);
+            put.expect("put");
+            removed.expect("removed");
+            assert!(spool.holds(&path) && spool.bytes() == 5);
+            assert_eq!(spool.read(&path).await.expect("its file"), "newer");
+            spool.remove(&path, None).await.expect("removed");
+            assert!(spool.oldest().is_none() && spool.bytes() == 0);
+        }
     }
 }
