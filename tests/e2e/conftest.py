@@ -14,6 +14,8 @@ import time
 import pytest
 import requests
 
+# By hand: how many times longer faults last, and how much more is written.
+SCALE = int(os.environ.get("TEST_SCALE", "1"))
 BINARY = os.environ.get("TEST_WATTLAKE", "")
 POSTGRES = os.environ.get("TEST_POSTGRES_BIN", "")
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared"
@@ -114,6 +116,11 @@ class Server:
             self.process.send_signal(signal.SIGTERM)
             assert self.process.wait(60) == 0, self.log_text()[-3000:]
 
+    def memory(self):
+        """Bytes that the process holds."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) << 10
+
     def kill(self):
         self.process.kill()
         self.process.wait()
@@ -159,6 +166,14 @@ class Fleet:
         self.site_a, (self.main, self.pv), (self.inv1, self.inv2) = a["siteId"], a["meterIds"], a["sourceIds"]
         b = onboard("B", "America/New_York", [{"name": "b main", "category": "CONS", "readingFrequency": "hourly"}])
         self.site_b, (self.b_main,) = b["siteId"], b["meterIds"]
+
+    @staticmethod
+    def meters(server, count):
+        """The ids of new meters at a site of their own."""
+        meters = [{"name": f"meter {n}", "category": "CONS"} for n in range(count)]
+        r = server.post("/api/onboarding/complete", json={"site": {"name": "many"}, "meters": meters})
+        assert r.status_code == 201, r.text
+        return r.json()["meterIds"]
 
 
 @pytest.fixture

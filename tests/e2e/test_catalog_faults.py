@@ -8,7 +8,7 @@ import time
 import pytest
 import requests
 
-from conftest import Fleet, wait_until
+from conftest import SCALE, Fleet, wait_until
 from toxic import TcpProxy
 
 T0 = 1_767_225_600
@@ -64,7 +64,7 @@ def test_writes_and_questions_go_on_while_postgres_is_away(start, proxied):
         proxy.is_down = True
         proxy.cut_all()
         before = len(writer.acked)
-        time.sleep(2)
+        time.sleep(2 * SCALE)
         wait_until(lambda: len(writer.acked) > before + 20, "acknowledgements while Postgres is away")
         writer.check(server)
         proxy.is_down = False

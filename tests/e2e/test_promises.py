@@ -9,9 +9,8 @@ import signal
 import subprocess
 import time
 
-from conftest import BINARY, Fleet
+from conftest import BINARY, SCALE, Fleet
 
-SCALE = int(os.environ.get("TEST_SCALE", "1"))
 T0 = 1_735_689_600  # 2025-01-01T00:00:00Z
 DIGEST = (
     "SELECT entity_id, metric, count(*) AS n, sum(value) AS s, min(value) AS lo, max(value) AS hi, min(timestamp) AS a, max(timestamp) AS b "
@@ -19,10 +18,10 @@ DIGEST = (
 )
 
 
-def test_the_same_readings_in_any_order_and_as_often_as_you_like(server, fleet):
+def test_the_same_readings_in_any_order_and_as_often_as_you_like(server):
     rng = random.Random(11)
-    entities = [fleet.main, fleet.inv1, fleet.inv2, fleet.b_main]
-    rows = [(e, T0 + 900 * i, rng.randint(0, 4000) / 8) for e in entities for i in range(4000 * SCALE)]
+    entities = Fleet.meters(server, 4 * SCALE)
+    rows = [(e, T0 + 900 * i, rng.randint(0, 4000) / 8) for e in entities for i in range(4000)]
     expected = None
     for _ in range(3):
         rng.shuffle(rows)
@@ -43,10 +42,9 @@ def test_the_same_readings_in_any_order_and_as_often_as_you_like(server, fleet):
 
 def test_an_import_that_is_killed_and_repeated_is_the_import(start, tmp_path):
     reference = start("reference", settings={"ingest.import_spill": "1GiB"})
-    fleet = Fleet(reference)
     rng = random.Random(5)
-    entities = [fleet.main, fleet.inv1, fleet.inv2, fleet.b_main]
-    rows = [(e, T0 + 900 * i, rng.randint(0, 4000) / 8) for e in entities for i in range(8000 * SCALE)]
+    entities = Fleet.meters(reference, 4 * SCALE)
+    rows = [(e, T0 + 900 * i, rng.randint(0, 4000) / 8) for e in entities for i in range(8000 * min(4, SCALE))]
     rng.shuffle(rows)
     file = tmp_path / "year.csv"
     with file.open("w", newline="") as out:
@@ -69,7 +67,7 @@ def test_an_import_that_is_killed_and_repeated_is_the_import(start, tmp_path):
     expected = reference.sql(DIGEST)
     assert sum(row["n"] for row in expected) == len(rows)
     killed = 0
-    for _ in range(10 * max(1, SCALE // 10)):
+    for _ in range(10 if SCALE < 10 else 4 * SCALE):
         process = subprocess.Popen([BINARY, "import", str(file), *victim.flags()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=victim.env)
         time.sleep(rng.random() * took * 1.1)
         process.send_signal(signal.SIGKILL)

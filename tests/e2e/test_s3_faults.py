@@ -7,7 +7,7 @@ import time
 import boto3
 import pytest
 
-from conftest import Fleet, wait_until
+from conftest import SCALE, Fleet, wait_until
 from test_catalog_faults import Writer
 from toxic import HttpProxy
 
@@ -44,7 +44,7 @@ def test_half_of_all_requests_fail(start, toxic):
     server = start(settings=settings | QUICK)
     writer = Writer(server, Fleet(server).main)
     proxy.toxics.errors = 0.5
-    time.sleep(5)
+    time.sleep(5 * SCALE)
     wait_until(lambda: proxy.counts.get("errors", 0) > 20, "failing requests")
     proxy.toxics.errors = 0.0
     writer.stop()
@@ -136,6 +136,12 @@ def test_writes_go_into_the_spool_while_the_store_is_away_until_that_is_full(sta
             break
         rows += 500
     assert status == 429, "memory is bounded"
+    memory = server.memory()
+    for _ in range(SCALE):
+        time.sleep(1)
+        r = server.post("/api/v2/write", params={"bucket": "b", "precision": "s"}, data=lines.encode())
+        assert r.status_code == 429 and int(r.headers["Retry-After"]) >= 1
+    assert server.memory() < memory + (32 << 20)
     waiting = engine(server)
     assert 512 << 10 < waiting["spooledBytes"] <= 1 << 20
     assert server.sql("SELECT count(*) AS n FROM measurements") == [{"n": rows}], "what is spooled is read from there"
