@@ -10,6 +10,7 @@ mod day_summaries;
 mod delete_file;
 #[cfg(test)]
 mod faulty;
+mod last_rows;
 mod lookup;
 mod object_reader;
 mod row_ranges;
@@ -25,9 +26,10 @@ pub(crate) use day_summaries::read_day_summaries;
 pub(crate) use delete_file::{deleted_rows, write_delete_file};
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Moment};
+pub(crate) use last_rows::last_positions;
 pub(crate) use lookup::{KeyMatch, WantedSeries, find_rows};
 pub use row_ranges::StoredReading;
-pub(crate) use row_ranges::read_row_ranges;
+pub(crate) use row_ranges::{read_row_ranges, read_rows_at};
 pub use scan::rows_between;
 pub(crate) use scan::{Chunk, FileScan, find_positions, read_footer_rows};
 pub use schema::measurement_schema;

@@ -22,6 +22,7 @@ mod error;
 mod flush;
 mod ingest;
 mod journal;
+mod latest;
 mod maintenance;
 mod meaning;
 mod memtable;
@@ -53,6 +54,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use ingest::{
     Body, DecodedPart, Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn,
 };
+pub use latest::LatestReading;
 pub use maintenance::{MaintenanceOptions, MaintenanceReport};
 pub use meaning::cadence_micros;
 pub use metric::{Conversion, Metric, MetricRegistry};

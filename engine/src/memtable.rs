@@ -15,6 +15,7 @@ use wattlake_catalog::Quality;
 
 use crate::{
     batch::Readings,
+    latest::LatestReading,
     rows::{Rows, SeriesRows},
     series::{ChannelId, SeriesId, SeriesKey, SeriesTable, UnitId},
 };
@@ -177,6 +178,41 @@ pub(crate) fn sort_blocks(
     for series in &mut out {
         series.rows = std::mem::take(&mut series.rows).merge_newest_wins();
     }
+    out.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
+    out
+}
+
+/// The newest row of each series of some blocks, oldest first, in the order of files; of several at one time the newest arrival.
+pub(crate) fn newest_rows(blocks: &[Arc<Block>], series: &SeriesTable) -> Vec<LatestReading> {
+    let interned = series.read();
+    let channels = interned.channels();
+    let mut newest: Vec<Option<(i64, Place)>> = Vec::new();
+    for (b, block) in blocks.iter().enumerate() {
+        for (row, (channel, ts)) in block.channel.iter().zip(&block.ts).enumerate() {
+            let at = channels[channel.0 as usize].series.0 as usize;
+            if newest.len() <= at {
+                newest.resize(at + 1, None);
+            }
+            if newest[at].is_none_or(|(known, _)| *ts >= known) {
+                newest[at] = Some((*ts, Place { block: b as u32, row: row as u32 }));
+            }
+        }
+    }
+    let mut out: Vec<_> = newest
+        .into_iter()
+        .flatten()
+        .map(|(ts, place)| {
+            let (block, row) = (&blocks[place.block as usize], place.row as usize);
+            let channel = channels[block.channel[row].0 as usize];
+            LatestReading {
+                key: Arc::clone(interned.key(channel.series)),
+                ts,
+                value: block.value[row],
+                unit: Arc::clone(interned.unit(channel.unit)),
+                quality: block.quality[row],
+            }
+        })
+        .collect();
     out.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
     out
 }

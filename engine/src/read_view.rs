@@ -8,7 +8,7 @@ use std::{
 use wattlake_catalog::{DataFile, EntityId, Manifest};
 
 use crate::{
-    DaySummary, Result, SeriesKey, SeriesRows, Storage, StoredReading,
+    DaySummary, Error, LatestReading, Result, SeriesKey, SeriesRows, Storage, StoredReading,
     archive::{deleted_rows, find_rows, read_day_summaries, read_row_ranges},
     flush::wanted_series,
     version::{HotView, Versions},
@@ -69,6 +69,34 @@ impl ReadView {
     ) -> Result<Vec<Vec<StoredReading>>> {
         let hidden = self.hidden_rows(file, hot_late).await?;
         read_row_ranges(&self.storage, file, ranges, &hidden).await
+    }
+
+    /// The newest reading of each series that `wanted` picks, by metric and entity. `None`: a newer view was asked already, and
+    /// what is kept is of that one.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    ///
+    /// # Cancel safety
+    /// What was begun goes on: the first time it may take longer than a question may.
+    pub async fn latest(&self, wanted: impl Fn(&SeriesKey) -> bool) -> Result<Option<Vec<LatestReading>>> {
+        let Self { manifest, versions, storage, .. } = self.clone();
+        let work = tokio::spawn(async move { versions.latest.in_files(&storage, &manifest).await });
+        let in_files =
+            work.await.map_err(|error| Error::internal(format!("looking for the newest: {error}")))?;
+        let Some(in_files) = in_files? else { return Ok(None) };
+        let all = in_files.into_iter().chain(self.hot.latest());
+        let mut newest: Vec<LatestReading> = all.filter(|reading| wanted(&reading.key)).collect();
+        newest.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
+        newest.dedup_by(|hot, in_file| {
+            let is_same = hot.key.sort_key() == in_file.key.sort_key();
+            // A reading in memory as new as the one in files supersedes it.
+            if is_same && hot.ts >= in_file.ts {
+                std::mem::swap(hot, in_file);
+            }
+            is_same
+        });
+        Ok(Some(newest))
     }
 
     /// The same picture of some of the files only.

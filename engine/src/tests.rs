@@ -156,6 +156,27 @@ pub(crate) async fn visible(engine: &Engine) -> BTreeMap<(String, String, i64), 
     out
 }
 
+/// (entity, metric) -> (ts, value bits).
+type Newest = BTreeMap<(String, String), (i64, u64)>;
+
+fn newest_of(model: &BTreeMap<(String, String, i64), u64>) -> Newest {
+    model
+        .iter()
+        .map(|((entity, metric, ts), value)| ((entity.clone(), metric.clone()), (*ts, *value)))
+        .collect()
+}
+
+async fn latest(engine: &Engine) -> Newest {
+    let found = engine.read_view().latest(|_| true).await.expect("readings").expect("the newest view");
+    let count = found.len();
+    let found: Newest = found
+        .into_iter()
+        .map(|r| ((r.key.entity.to_string(), r.key.metric.to_string()), (r.ts, r.value.to_bits())))
+        .collect();
+    assert_eq!(found.len(), count, "each series once");
+    found
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(Vec<(usize, usize, i64, i32)>),
@@ -260,6 +281,7 @@ proptest! {
                     }
                 }
                 assert_eq!(visible(&engine).await, model);
+                assert_eq!(latest(&engine).await, newest_of(&model));
             }
             crash(engine).await;
         });

@@ -11,7 +11,8 @@ use parking_lot::{Mutex, RwLock};
 use wattlake_catalog::Manifest;
 
 use crate::{
-    memtable::{Block, Memtable, sort_blocks},
+    latest::{LatestCache, LatestReading},
+    memtable::{Block, Memtable, newest_rows, sort_blocks},
     rows::SeriesRows,
     series::{SeriesId, SeriesKey, SeriesTable, UnitId},
 };
@@ -41,6 +42,7 @@ pub(crate) struct Versions {
     change: Mutex<()>,
     pub series: Arc<SeriesTable>,
     high_water: RwLock<HighWater>,
+    pub latest: LatestCache,
 }
 
 /// Latest flushed timestamp per series: a row above it is in no file.
@@ -67,6 +69,7 @@ impl Versions {
             change: Mutex::new(()),
             series,
             high_water: RwLock::new(HighWater { exact: HashMap::new(), others }),
+            latest: LatestCache::default(),
         }
     }
 
@@ -162,6 +165,11 @@ impl HotView {
     /// Rows with `from <= ts < to` of the series that `wanted` picks, merged, in the order of files.
     pub fn select(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<SeriesRows> {
         sort_blocks(&self.blocks, &self.series, |_, key| wanted(key).then_some((from, to)))
+    }
+
+    /// The newest row of each series, in the order of files.
+    pub(crate) fn latest(&self) -> Vec<LatestReading> {
+        newest_rows(&self.blocks, &self.series)
     }
 
     /// Rows that may supersede a row in a file: those not above their series' high-water mark.

@@ -4,12 +4,13 @@ mod catalog_tables;
 mod functions;
 mod guard;
 mod key_range;
+mod latest;
 mod measurements;
 mod schema;
 
 pub(crate) use functions::measurement_id;
 pub(crate) use guard::parse_query;
-pub(crate) use measurements::KeyOrder;
+pub(crate) use measurements::{KeyOrder, visible_entities};
 pub(crate) use schema::WattlakeSchema;
 
 /// The address under which the archive's objects are registered.

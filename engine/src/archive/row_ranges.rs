@@ -1,6 +1,6 @@
 //! Reading some stretches of rows of a data file: what day summaries do not say enough of.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use arrow::{
     array::{AsArray, RecordBatch},
@@ -50,32 +50,80 @@ pub(crate) async fn read_row_ranges(
         selectors.extend(Vec::from(rows_between(range.start, range.end, &hidden[inside])));
         next = range.end;
     }
-    // Pages without any of the rows are not read.
+    let mut readings = Vec::with_capacity(lengths.iter().sum());
+    let columns = ["timestamp", "value", "quality"];
+    read_selected(storage, file, selectors, &columns, |batch| append(batch, &mut readings)).await?;
+    check_count(file, readings.len(), lengths.iter().sum())?;
+    let mut readings = readings.into_iter();
+    Ok(lengths.into_iter().map(|length| readings.by_ref().take(length).collect()).collect())
+}
+
+/// Reads single rows, whose positions ascend, with their units.
+pub(crate) async fn read_rows_at(
+    storage: &Storage,
+    file: &DataFile,
+    positions: &[u64],
+) -> Result<Vec<(StoredReading, Arc<str>)>> {
+    let mut selectors = Vec::with_capacity(positions.len() * 2);
+    let mut next = 0;
+    for position in positions {
+        selectors.push(RowSelector::skip((position - next) as usize));
+        selectors.push(RowSelector::select(1));
+        next = position + 1;
+    }
+    let (mut readings, mut units) =
+        (Vec::with_capacity(positions.len()), Vec::with_capacity(positions.len()));
+    if !positions.is_empty() {
+        let columns = ["timestamp", "value", "unit", "quality"];
+        let mut take = |batch: &RecordBatch| {
+            append(batch, &mut readings)?;
+            let unit = batch.column_by_name("unit")?.as_dictionary_opt::<Int32Type>()?;
+            let texts = unit.values().as_string_opt::<i32>()?;
+            let texts: Vec<Arc<str>> = texts.iter().map(|text| text.map(Arc::from)).collect::<Option<_>>()?;
+            for key in unit.keys().values() {
+                units.push(Arc::clone(texts.get(usize::try_from(*key).ok()?)?));
+            }
+            Some(())
+        };
+        read_selected(storage, file, selectors, &columns, &mut take).await?;
+    }
+    check_count(file, readings.len(), positions.len())?;
+    Ok(readings.into_iter().zip(units).collect())
+}
+
+/// Reads some columns of some rows; `take` answers `None` for what is not a table of readings. Pages without any of the rows are
+/// not read.
+async fn read_selected(
+    storage: &Storage,
+    file: &DataFile,
+    selectors: Vec<RowSelector>,
+    columns: &[&str],
+    mut take: impl FnMut(&RecordBatch) -> Option<()>,
+) -> Result<()> {
     let options = ArrowReaderOptions::new()
         .with_schema(dictionary_schema())
         .with_page_index_policy(PageIndexPolicy::Optional);
     let reader = ObjectReader::new(storage, &file.stored);
     let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), ["timestamp", "value", "quality"]);
+    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
     let mut stream = builder
         .with_projection(mask)
         .with_row_selection(RowSelection::from(selectors))
         .with_batch_size(BATCH_ROWS)
         .build()?;
-    let mut readings = Vec::with_capacity(lengths.iter().sum());
     while let Some(batch) = stream.try_next().await? {
-        append(&batch, &mut readings).ok_or_else(|| {
+        take(&batch).ok_or_else(|| {
             Error::corrupt(format!("data file {}: not a table of readings", file.stored.path))
         })?;
     }
-    if readings.len() != lengths.iter().sum::<usize>() {
-        return Err(Error::corrupt(format!(
-            "data file {} has other rows than its footer says",
-            file.stored.path
-        )));
+    Ok(())
+}
+
+fn check_count(file: &DataFile, found: usize, wanted: usize) -> Result<()> {
+    if found == wanted {
+        return Ok(());
     }
-    let mut readings = readings.into_iter();
-    Ok(lengths.into_iter().map(|length| readings.by_ref().take(length).collect()).collect())
+    Err(Error::corrupt(format!("data file {} has other rows than its footer says", file.stored.path)))
 }
 
 fn append(batch: &RecordBatch, readings: &mut Vec<StoredReading>) -> Option<()> {

@@ -45,7 +45,7 @@ pub(super) fn dictionary_schema() -> arrow::datatypes::SchemaRef {
     Arc::new(measurement_schema(&DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))))
 }
 
-fn damaged(path: &str, what: impl std::fmt::Display) -> Error {
+pub(super) fn damaged(path: &str, what: impl std::fmt::Display) -> Error {
     Error::corrupt(format!("data file {path}: {what}"))
 }
 
@@ -93,7 +93,7 @@ impl FileScan {
     }
 
     fn chunks(&mut self, batch: &RecordBatch) -> Result<Vec<Chunk>> {
-        let columns = Columns::of(batch, &self.path)?;
+        let (columns, ts) = (KeyColumns::of(batch, &self.path)?, times(batch, &self.path)?);
         let text = |name| dictionary(batch, name, &self.path);
         let (unit, quality) = (text("unit")?, text("quality")?);
         let metadata = dictionary(batch, "metadata", &self.path)?;
@@ -115,7 +115,7 @@ impl FileScan {
             let end = columns.run_end(start);
             let key = columns.key(start, self.last_key.as_ref(), &self.path)?;
             let mut rows = Rows {
-                ts: columns.ts[start..end].to_vec(),
+                ts: ts[start..end].to_vec(),
                 value: value.values()[start..end].to_vec(),
                 quality: quality.keys().values()[start..end].iter().map(|k| qualities[*k as usize]).collect(),
                 unit: unit.keys().values()[start..end].iter().map(|k| units[*k as usize]).collect(),
@@ -157,12 +157,11 @@ impl Iterator for FileScan {
     }
 }
 
-/// The key columns of a batch.
-struct Columns<'a> {
+/// The columns of a batch that tell its series.
+pub(super) struct KeyColumns<'a> {
     entity: &'a DictionaryArray<Int32Type>,
     entity_type: Option<&'a DictionaryArray<Int32Type>>,
     metric: &'a DictionaryArray<Int32Type>,
-    ts: &'a [i64],
 }
 
 fn dictionary<'a>(batch: &'a RecordBatch, name: &str, path: &str) -> Result<&'a DictionaryArray<Int32Type>> {
@@ -170,25 +169,28 @@ fn dictionary<'a>(batch: &'a RecordBatch, name: &str, path: &str) -> Result<&'a 
     column.as_dictionary_opt().ok_or_else(|| damaged(path, format!("column {name} is not text")))
 }
 
+fn times<'a>(batch: &'a RecordBatch, path: &str) -> Result<&'a [i64]> {
+    let ts = batch.column_by_name("timestamp");
+    let ts = ts.and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+    Ok(ts.ok_or_else(|| damaged(path, "no times"))?.values())
+}
+
 fn strings(values: &ArrayRef) -> impl Iterator<Item = &str> {
     values.as_string::<i32>().iter().map(Option::unwrap_or_default)
 }
 
-impl<'a> Columns<'a> {
-    fn of(batch: &'a RecordBatch, path: &str) -> Result<Self> {
-        let ts = batch.column_by_name("timestamp");
-        let ts = ts.and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+impl<'a> KeyColumns<'a> {
+    pub(super) fn of(batch: &'a RecordBatch, path: &str) -> Result<Self> {
         let entity_type = batch.column_by_name("entity_type");
         Ok(Self {
             entity: dictionary(batch, "entity_id", path)?,
             entity_type: entity_type.and_then(|column| column.as_dictionary_opt()),
             metric: dictionary(batch, "metric", path)?,
-            ts: ts.ok_or_else(|| damaged(path, "no times"))?.values(),
         })
     }
 
     /// Where the run of rows with the same keys ends. Equal texts may have several keys: that only makes more runs.
-    fn run_end(&self, start: usize) -> usize {
+    pub(super) fn run_end(&self, start: usize) -> usize {
         let (entities, metrics) = (self.entity.keys().values(), self.metric.keys().values());
         let (entity, metric) = (entities[start], metrics[start]);
         let same = |row: &usize| entities[*row] == entity && metrics[*row] == metric;
@@ -200,7 +202,12 @@ impl<'a> Columns<'a> {
         values.value(array.keys().value(row) as usize)
     }
 
-    fn key(&self, row: usize, last: Option<&Arc<SeriesKey>>, path: &str) -> Result<Arc<SeriesKey>> {
+    pub(super) fn key(
+        &self,
+        row: usize,
+        last: Option<&Arc<SeriesKey>>,
+        path: &str,
+    ) -> Result<Arc<SeriesKey>> {
         let entity: EntityId = Self::text(self.entity, row).parse().map_err(|error| damaged(path, error))?;
         let metric = Self::text(self.metric, row);
         if let Some(last) = last
@@ -251,14 +258,14 @@ pub(crate) fn find_positions(
     let mut first = 0;
     while let Some(batch) = handle.block_on(stream.next()) {
         let batch = batch.map_err(|error| damaged(path, error))?;
-        let columns = Columns::of(&batch, path)?;
+        let (columns, ts) = (KeyColumns::of(&batch, path)?, times(&batch, path)?);
         let mut last = None;
         let mut start = 0;
         while start < batch.num_rows() {
             let end = columns.run_end(start);
             let key = columns.key(start, last.as_ref(), path)?;
             if wanted(&key) {
-                let times = &columns.ts[start..end];
+                let times = &ts[start..end];
                 let low = start + times.partition_point(|ts| *ts < from);
                 let high = start + times.partition_point(|ts| *ts < to);
                 positions.extend((low..high).map(|row| first + row as u64));

@@ -31,8 +31,8 @@ pub(super) async fn hierarchy(
     let site = fleet.site(id).ok_or_else(|| ApiError::not_found(format!("no site {id}")))?;
     let entities: BTreeSet<EntityId> = with_sources(&fleet, fleet.site_meters(id)).into_iter().collect();
     let mut readings: Readings = BTreeMap::new();
-    for row in latest_rows(&app, &access, Some(&entities), None).await? {
-        readings.entry(row.entity_id.parse()?).or_default().insert(row.metric.clone(), row);
+    for row in latest_rows(&app, &access, Some(entities), None).await? {
+        readings.entry(row.entity_id).or_default().insert(row.metric.clone(), row);
     }
     let tree = Tree { app: &app, fleet: &fleet, readings: &readings };
     let roots: Vec<_> = fleet.roots(id).iter().map(|root| tree.node(*root)).collect();

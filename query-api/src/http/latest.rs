@@ -1,11 +1,7 @@
 //! `GET /api/latest`: the newest reading of each series.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, sync::Arc};
 
-use arrow::{
-    array::AsArray,
-    datatypes::{Float64Type, TimestampMicrosecondType},
-};
 use axum::{
     Extension,
     extract::{RawQuery, State},
@@ -13,22 +9,20 @@ use axum::{
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use wattlake_catalog::{Access, EntityId, SiteId};
+use wattlake_catalog::{Access, EntityId, EntityType, Quality, SiteId};
+use wattlake_engine::{LatestReading, SeriesKey};
 
 use super::{
     App,
     auth::check_site,
-    measurements::text,
     reply::{json_response, read_query},
     resource::with_sources,
 };
 use crate::{
     error::{ApiError, Result},
-    query::SqlRequest,
+    query::Allowance,
+    sql::visible_entities,
 };
-
-/// Entities asked for by name; more are read as "all".
-const ENTITIES_LISTED_MAX: usize = 5_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -43,13 +37,28 @@ pub(super) struct Params {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Latest {
-    pub entity_id: String,
-    pub entity_type: String,
+    pub entity_id: EntityId,
+    pub entity_type: EntityType,
     pub metric: String,
     pub timestamp: Timestamp,
     pub value: f64,
     pub unit: String,
-    pub quality: String,
+    pub quality: Quality,
+}
+
+impl From<LatestReading> for Latest {
+    fn from(reading: LatestReading) -> Self {
+        let LatestReading { key, ts, value, unit, quality } = reading;
+        Self {
+            entity_id: key.entity,
+            entity_type: key.entity_type,
+            metric: key.metric.to_string(),
+            timestamp: Timestamp::from_microsecond(ts).unwrap_or_default(),
+            value,
+            unit: unit.to_string(),
+            quality,
+        }
+    }
 }
 
 /// `siteId`: everything on a site; `meterId`: a meter, those below it and their sources; `entityId`: one entity.
@@ -86,7 +95,7 @@ pub(super) async fn latest(
         site.ok_or_else(|| missing("entity", text))?;
         narrow(BTreeSet::from([id]));
     }
-    let rows = latest_rows(&app, &access, entities.as_ref(), params.metric.as_deref()).await?;
+    let rows = latest_rows(&app, &access, entities, params.metric).await?;
     Ok(json_response(&rows))
 }
 
@@ -94,53 +103,29 @@ pub(super) async fn latest(
 pub(super) async fn latest_rows(
     app: &App,
     access: &Access,
-    entities: Option<&BTreeSet<EntityId>>,
-    metric: Option<&str>,
+    entities: Option<BTreeSet<EntityId>>,
+    metric: Option<String>,
 ) -> Result<Vec<Latest>> {
-    let mut conditions = Vec::new();
-    let mut request = SqlRequest::new("", access);
-    if let Some(metric) = metric {
-        conditions.push("metric = $1".to_owned());
-        request.params.push(metric.into());
-    }
-    if let Some(entities) = entities {
-        if entities.is_empty() {
-            return Ok(Vec::new());
-        }
-        if entities.len() <= ENTITIES_LISTED_MAX {
-            let ids: Vec<_> = entities.iter().map(|id| format!("'{id}'")).collect();
-            conditions.push(format!("entity_id IN ({})", ids.join(", ")));
-        }
-    }
-    let filter =
-        if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
-    request.query = format!(
-        "SELECT entity_id, entity_type, metric, timestamp, value, unit, quality FROM latest {filter} \
-         ORDER BY entity_id, metric"
-    );
-    let (_, batches) = app.queries.collect(request).await?;
-    let mut rows = BTreeMap::new();
-    for batch in &batches {
-        let (entity, kind, metric) = (text(batch, 0)?, text(batch, 1)?, text(batch, 2)?);
-        let (unit, quality) = (text(batch, 5)?, text(batch, 6)?);
-        let time = batch.column(3).as_primitive::<TimestampMicrosecondType>();
-        let value = batch.column(4).as_primitive::<Float64Type>();
-        for i in 0..batch.num_rows() {
-            let id: EntityId = entity.value(i).parse()?;
-            if entities.is_some_and(|entities| !entities.contains(&id)) {
-                continue;
+    let visible = visible_entities(&app.engine.catalog().fleet(), access);
+    let wanted = move |key: &SeriesKey| {
+        let is_in =
+            |set: &Option<BTreeSet<EntityId>>| set.as_ref().is_none_or(|set| set.contains(&key.entity));
+        is_in(&entities) && is_in(&visible) && metric.as_deref().is_none_or(|metric| *key.metric == *metric)
+    };
+    let engine = Arc::clone(&app.engine);
+    let mut clock = Allowance::new(engine.settings().query.timeout.0);
+    let found = app.queries.run(async move {
+        let newest = async {
+            loop {
+                // A view that was overtaken is asked for again.
+                if let Some(found) = engine.read_view().latest(&wanted).await? {
+                    return Ok::<_, ApiError>(found);
+                }
             }
-            let row = Latest {
-                entity_id: entity.value(i).to_owned(),
-                entity_type: kind.value(i).to_owned(),
-                metric: metric.value(i).to_owned(),
-                timestamp: Timestamp::from_microsecond(time.value(i)).unwrap_or_default(),
-                value: value.value(i),
-                unit: unit.value(i).to_owned(),
-                quality: quality.value(i).to_owned(),
-            };
-            rows.insert((id, row.metric.clone()), row);
-        }
-    }
-    Ok(rows.into_values().collect())
+        };
+        clock.spend(newest).await?
+    });
+    let mut rows: Vec<_> = found.await?.into_iter().map(Latest::from).collect();
+    rows.sort_by(|a, b| (a.entity_id, &a.metric).cmp(&(b.entity_id, &b.metric)));
+    Ok(rows)
 }

@@ -60,12 +60,17 @@ impl std::fmt::Debug for MeasurementsTable {
     }
 }
 
+/// The only entities whose readings may be seen; `None`: all.
+pub(crate) fn visible_entities(fleet: &Fleet, access: &Access) -> Option<BTreeSet<EntityId>> {
+    (!access.sites.is_empty()).then(|| {
+        let meters = access.sites.iter().flat_map(|site| fleet.site_meters(*site));
+        meters.flat_map(|meter| [meter].into_iter().chain(fleet.sources_of(meter).to_vec())).collect()
+    })
+}
+
 impl MeasurementsTable {
     pub(super) fn new(view: ReadView, fleet: &Fleet, access: &Access) -> Self {
-        let allowed = (!access.sites.is_empty()).then(|| {
-            let meters = access.sites.iter().flat_map(|site| fleet.site_meters(*site));
-            meters.flat_map(|meter| [meter].into_iter().chain(fleet.sources_of(meter).to_vec())).collect()
-        });
+        let allowed = visible_entities(fleet, access);
         let schema = Arc::new(measurement_schema(&DataType::Utf8View));
         // Field ids are the files' business; in a query they would only make schemas differ.
         let fields: Vec<_> =

@@ -6,30 +6,26 @@ use arrow::{array::RecordBatch, error::ArrowError};
 use async_trait::async_trait;
 use datafusion::{
     catalog::{SchemaProvider, TableProvider},
-    datasource::{MemTable, ViewTable},
+    datasource::MemTable,
     error::{DataFusionError, Result},
     prelude::SessionContext,
 };
-use parking_lot::Mutex;
 use wattlake_catalog::{Access, Fleet};
 use wattlake_engine::ReadView;
 
-use super::{catalog_tables, functions, measurements::MeasurementsTable};
-
-/// The newest reading of each series.
-const LATEST: &str = "SELECT entity_id, first_value(entity_type ORDER BY timestamp DESC) AS entity_type, metric, \
-    max(timestamp) AS timestamp, first_value(value ORDER BY timestamp DESC) AS value, \
-    first_value(unit ORDER BY timestamp DESC) AS unit, first_value(quality ORDER BY timestamp DESC) AS quality \
-    FROM measurements GROUP BY entity_id, metric";
+use super::{
+    catalog_tables, functions, latest,
+    measurements::{MeasurementsTable, visible_entities},
+};
 
 const TABLES: [&str; 6] = ["measurements", "sites", "meters", "energy_sources", "meter_tree", "latest"];
 
 /// One query's view of everything, so that each table is the same however often it is named.
 pub(crate) struct WattlakeSchema {
     measurements: Arc<MeasurementsTable>,
+    view: ReadView,
     fleet: Arc<Fleet>,
     access: Access,
-    latest: Mutex<Option<Arc<dyn TableProvider>>>,
 }
 
 impl std::fmt::Debug for WattlakeSchema {
@@ -40,21 +36,18 @@ impl std::fmt::Debug for WattlakeSchema {
 
 impl WattlakeSchema {
     pub(crate) fn new(view: ReadView, fleet: Arc<Fleet>, access: Access) -> Self {
-        let measurements = Arc::new(MeasurementsTable::new(view, &fleet, &access));
-        Self { measurements, fleet, access, latest: Mutex::new(None) }
+        let measurements = Arc::new(MeasurementsTable::new(view.clone(), &fleet, &access));
+        Self { measurements, view, fleet, access }
     }
 
     /// Makes the schema the default one of a session and adds our functions.
-    pub(crate) async fn register(self, context: &SessionContext) -> Result<()> {
-        let schema = Arc::new(self);
+    pub(crate) fn register(self, context: &SessionContext) -> Result<()> {
         context.register_udf(functions::measurement_id_udf());
         context.register_udf(functions::date_trunc_udf());
         let catalog = context
             .catalog("wattlake")
             .ok_or_else(|| DataFusionError::Internal("the session has no catalog".to_owned()))?;
-        catalog.register_schema("public", Arc::clone(&schema) as _)?;
-        let latest = context.sql(LATEST).await?.into_unoptimized_plan();
-        *schema.latest.lock() = Some(Arc::new(ViewTable::new(latest, Some(LATEST.to_owned()))));
+        catalog.register_schema("public", Arc::new(self))?;
         Ok(())
     }
 }
@@ -72,7 +65,10 @@ impl SchemaProvider for WattlakeSchema {
         };
         match name {
             "measurements" => Ok(Some(Arc::clone(&self.measurements) as _)),
-            "latest" => Ok(self.latest.lock().clone()),
+            "latest" => {
+                let allowed = visible_entities(&self.fleet, &self.access);
+                latest::table(&self.view, &self.measurements, allowed.as_ref()).await.map(Some)
+            }
             "sites" => table(catalog_tables::sites(&self.fleet, &self.access)),
             "meters" => table(catalog_tables::meters(&self.fleet, &self.access)),
             "energy_sources" => table(catalog_tables::energy_sources(&self.fleet, &self.access)),
