@@ -5,6 +5,8 @@
 
 pub mod cli;
 mod error;
+#[cfg(test)]
+mod fixture;
 mod http;
 mod query;
 mod rollup;

@@ -289,7 +289,8 @@ async fn plan(
             .with_default_features()
             .build(),
     );
-    WattlakeSchema::new(view, engine.catalog().fleet(), request.access).register(&context)?;
+    let zone = &engine.settings().time_zone.0;
+    WattlakeSchema::new(view, engine.catalog().fleet(), request.access, zone).register(&context)?;
     let mut plan = context.state().statement_to_plan(statement).await?;
     let readable = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     readable.verify_plan(&plan)?;

@@ -11,6 +11,7 @@ mod read;
 mod request;
 mod resolve;
 
+pub(crate) use bucket::{Buckets, Width};
 pub(crate) use execute::rollup;
 pub(crate) use request::{RollupParams, RollupRequest};
 

@@ -13,5 +13,8 @@ pub(crate) use guard::parse_query;
 pub(crate) use measurements::{KeyOrder, visible_entities};
 pub(crate) use schema::WattlakeSchema;
 
+#[cfg(test)]
+mod tests;
+
 /// The address under which the archive's objects are registered.
 pub(crate) const ARCHIVE_URL: &str = "wattlake://archive/";

@@ -3,6 +3,7 @@
 import gzip
 import pathlib
 import re
+import time
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 STORED = "SELECT m.name, r.metric, r.value FROM measurements r JOIN meters m ON m.id = r.entity_id"
@@ -27,10 +28,15 @@ def test_python(server, fleet, capsys):
 
 
 def test_sql(server, fleet):
-    server.write(f"power,entity_id={fleet.main} value=3", precision="ns")
-    (query,) = blocks("reading.md", "SQL")
-    (row,) = server.sql(query)
-    assert row["kw"] == 3.0
+    now = time.time_ns()
+    server.write(f"power,entity_id={fleet.main} value=3 {now}", precision="ns")
+    server.write("\n".join(f"energy_total,entity_id={fleet.main} value={v} {now - ago * 3_600_000_000_000}" for ago, v in [(3, 10), (2, 12), (1, 1)]), precision="ns")
+    server.write(f"power,entity_id={fleet.main} value=7 1772323200")  # 2026-03-01
+    by_hour, by_day, register, gaps = (query for page in ("Asking", "Functions of time", "Functions of one series", "Gaps") for query in blocks("sql.md", page))
+    assert [row["kw"] for row in server.sql(by_hour)] == [3.0]
+    assert [row["peak_kw"] for row in server.sql(by_day)] == [7.0, 3.0]
+    assert server.sql(register) == [{"entity_id": fleet.main, "kwh": 3.0}]
+    assert [row["value"] for row in server.sql(gaps.replace("'...'", f"'{fleet.main}'"))] == [7.0] * 24
 
 
 def test_duckdb(server, fleet, duck):

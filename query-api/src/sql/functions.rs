@@ -1,166 +1,53 @@
 //! SQL functions of our own.
 
+mod convert_unit;
+mod date_trunc;
+mod measurement_id;
+mod series;
+mod site_zone;
+mod time_bucket;
+
 use std::sync::Arc;
 
-use arrow::{
-    array::{ArrayRef, AsArray, StringBuilder},
-    datatypes::{DataType, FieldRef, TimeUnit, TimestampMicrosecondType},
-};
+use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::{
-    error::Result,
-    logical_expr::{
-        ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
-        sort_properties::{ExprProperties, SortProperties},
-    },
+    common::ScalarValue,
+    error::{DataFusionError, Result},
+    prelude::SessionContext,
 };
-use uuid::Uuid;
 
-/// The namespace of measurement ids.
-const NAMESPACE: Uuid = Uuid::from_u128(0x6f2d_9d1c_51f4_5d0a_9c0f_2c7b_8a3e_4d11);
+pub(crate) use measurement_id::measurement_id;
+pub(super) use site_zone::Zones;
 
-/// The id of a measurement: uuid v5 of entity, metric and timestamp, computed and never stored.
-pub(crate) fn measurement_id(entity_id: &str, metric: &str, micros: i64) -> Uuid {
-    Uuid::new_v5(&NAMESPACE, format!("{entity_id}/{metric}/{micros}").as_bytes())
+/// Adds our functions to a session.
+pub(super) fn register(context: &SessionContext, zones: Zones) {
+    context.register_udf(convert_unit::udf());
+    context.register_udf(date_trunc::udf());
+    context.register_udf(measurement_id::udf());
+    context.register_udf(site_zone::udf(zones));
+    context.register_udf(time_bucket::udf());
+    series::udafs().for_each(|udaf| context.register_udaf(udaf));
 }
 
-/// `measurement_id(entity_id, metric, timestamp)`.
-pub(super) fn measurement_id_udf() -> ScalarUDF {
-    ScalarUDF::new_from_impl(MeasurementId { signature: Signature::any(3, Volatility::Immutable) })
+/// Times as all tables have them.
+fn utc_micros() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC")))
 }
 
-/// DataFusion's `date_trunc`, which goes through a calendar for every zoned value; times in UTC, as all of ours are, take
-/// its arithmetic for times without a zone instead.
-pub(super) fn date_trunc_udf() -> ScalarUDF {
-    ScalarUDF::new_from_impl(DateTrunc { inner: datafusion::functions::datetime::date_trunc() })
+fn is_time(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Timestamp(..) | DataType::Date32 | DataType::Date64 | DataType::Null)
 }
 
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct DateTrunc {
-    inner: Arc<ScalarUDF>,
+fn invalid<T>(message: impl Into<String>) -> Result<T> {
+    Err(DataFusionError::Plan(message.into()))
 }
 
-impl ScalarUDFImpl for DateTrunc {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn aliases(&self) -> &[String] {
-        self.inner.aliases()
-    }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
-    }
-
-    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(arguments)
-    }
-
-    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
-        self.inner.return_field_from_args(args)
-    }
-
-    fn output_ordering(&self, inputs: &[ExprProperties]) -> Result<SortProperties> {
-        self.inner.output_ordering(inputs)
-    }
-
-    fn invoke_with_args(&self, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let utc = match args.args.get(1).map(ColumnarValue::data_type) {
-            Some(DataType::Timestamp(TimeUnit::Microsecond, Some(zone))) if &*zone == "UTC" => zone,
-            _ => return self.inner.invoke_with_args(args),
-        };
-        let rezone = |array: &ArrayRef, zone: Option<Arc<str>>| -> ArrayRef {
-            let times = array.as_primitive::<TimestampMicrosecondType>().clone();
-            Arc::new(times.with_timezone_opt(zone))
-        };
-        let ColumnarValue::Array(array) = &args.args[1] else {
-            return self.inner.invoke_with_args(args);
-        };
-        args.args[1] = ColumnarValue::Array(rezone(array, None));
-        // Past the check of the type that was promised: the zone is put back below.
-        Ok(match self.inner.inner().invoke_with_args(args)? {
-            ColumnarValue::Array(array) => ColumnarValue::Array(rezone(&array, Some(utc))),
-            scalar => scalar,
-        })
-    }
-}
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct MeasurementId {
-    signature: Signature,
-}
-
-impl ScalarUDFImpl for MeasurementId {
-    fn name(&self) -> &'static str {
-        "measurement_id"
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(DataType::Utf8)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let types = [
-            DataType::Utf8,
-            DataType::Utf8,
-            DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC"))),
-        ];
-        let arrays = ColumnarValue::values_to_arrays(&args.args)?;
-        let arrays: Vec<ArrayRef> = arrays
-            .iter()
-            .zip(&types)
-            .map(|(array, to)| arrow::compute::cast(array, to))
-            .collect::<Result<_, _>>()?;
-        let (entity, metric) = (arrays[0].as_string::<i32>(), arrays[1].as_string::<i32>());
-        let time = arrays[2].as_primitive::<TimestampMicrosecondType>();
-        let mut out = StringBuilder::new();
-        for ((entity, metric), time) in entity.iter().zip(metric).zip(time) {
-            match (entity, metric, time) {
-                (Some(e), Some(m), Some(t)) => out.append_value(measurement_id(e, m, t).to_string()),
-                _ => out.append_null(),
-            }
+/// The text of a constant of any string type.
+fn text_of(value: &ScalarValue) -> Option<&str> {
+    match value {
+        ScalarValue::Utf8(text) | ScalarValue::Utf8View(text) | ScalarValue::LargeUtf8(text) => {
+            text.as_deref()
         }
-        Ok(ColumnarValue::Array(Arc::new(out.finish())))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::{
-        array::{Array, TimestampMicrosecondArray},
-        datatypes::Field,
-    };
-    use datafusion::{common::ScalarValue, config::ConfigOptions};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// The shortcut is one in time only.
-        #[test]
-        fn date_trunc_is_that_of_datafusion(micros in prop::collection::vec(prop::option::of(-(1_i64 << 52)..1 << 52), 1..20)) {
-            let times = TimestampMicrosecondArray::from(micros).with_timezone("UTC");
-            let field = Arc::new(Field::new("t", times.data_type().clone(), true));
-            for unit in ["second", "minute", "hour", "day", "week", "month", "quarter", "year"] {
-                let run = |udf: &ScalarUDF| {
-                    let granularity = ScalarValue::from(unit);
-                    let text = Arc::new(Field::new("g", DataType::Utf8, false));
-                    udf.invoke_with_args(ScalarFunctionArgs {
-                        args: vec![granularity.into(), ColumnarValue::Array(Arc::new(times.clone()))],
-                        arg_fields: vec![text, Arc::clone(&field)],
-                        number_rows: times.len(),
-                        return_field: Arc::clone(&field),
-                        config_options: Arc::new(ConfigOptions::new()),
-                    })
-                };
-                let (ours, theirs) = (run(&date_trunc_udf()).unwrap(), run(&datafusion::functions::datetime::date_trunc()).unwrap());
-                let (ours, theirs) = (ours.into_array(times.len()).unwrap(), theirs.into_array(times.len()).unwrap());
-                prop_assert_eq!(&ours, &theirs, "{}", unit);
-            }
-        }
+        _ => None,
     }
 }

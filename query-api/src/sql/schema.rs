@@ -14,7 +14,9 @@ use wattlake_catalog::{Access, Fleet};
 use wattlake_engine::ReadView;
 
 use super::{
-    catalog_tables, functions, latest,
+    catalog_tables,
+    functions::{self, Zones},
+    latest,
     measurements::{MeasurementsTable, visible_entities},
 };
 
@@ -26,6 +28,8 @@ pub(crate) struct WattlakeSchema {
     view: ReadView,
     fleet: Arc<Fleet>,
     access: Access,
+    /// Of sites without one of their own.
+    default_zone: String,
 }
 
 impl std::fmt::Debug for WattlakeSchema {
@@ -35,15 +39,19 @@ impl std::fmt::Debug for WattlakeSchema {
 }
 
 impl WattlakeSchema {
-    pub(crate) fn new(view: ReadView, fleet: Arc<Fleet>, access: Access) -> Self {
+    pub(crate) fn new(view: ReadView, fleet: Arc<Fleet>, access: Access, default_zone: &str) -> Self {
         let measurements = Arc::new(MeasurementsTable::new(view.clone(), &fleet, &access));
-        Self { measurements, view, fleet, access }
+        Self { measurements, view, fleet, access, default_zone: default_zone.to_owned() }
     }
 
     /// Makes the schema the default one of a session and adds our functions.
     pub(crate) fn register(self, context: &SessionContext) -> Result<()> {
-        context.register_udf(functions::measurement_id_udf());
-        context.register_udf(functions::date_trunc_udf());
+        let zones = Zones {
+            fleet: Arc::clone(&self.fleet),
+            allowed: visible_entities(&self.fleet, &self.access),
+            default: self.default_zone.clone(),
+        };
+        functions::register(context, zones);
         let catalog = context
             .catalog("wattlake")
             .ok_or_else(|| DataFusionError::Internal("the session has no catalog".to_owned()))?;

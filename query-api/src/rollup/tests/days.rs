@@ -1,9 +1,6 @@
 //! ROLL-5 through files: rollups that may use the summaries in files equal those from rows alone, whatever happened to the archive.
 
-use std::{
-    path::Path,
-    sync::{Arc, atomic::AtomicI64},
-};
+use std::{path::Path, sync::Arc};
 
 use arrow::{
     array::{Array, AsArray, RecordBatch},
@@ -11,14 +8,11 @@ use arrow::{
 };
 use jiff::{Timestamp, tz::TimeZone};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use wattlake_catalog::{
-    Access, Catalog, Category, EntityId, EntityType, MeterDraft, Quality, ReadingFrequency, SiteDraft,
-};
-use wattlake_config::Settings;
-use wattlake_engine::{Batch, BatchSeries, Clock, DataDir, Engine, MaintenanceOptions, RowFilter, Storage};
+use wattlake_catalog::{Access, EntityId, EntityType, Quality, ReadingFrequency};
+use wattlake_engine::{Batch, BatchSeries, Engine, MaintenanceOptions, RowFilter};
 
 use super::super::{RollupParams, RollupRequest, execute::rollup_with, read::DaysRead};
-use crate::query::QueryService;
+use crate::{fixture, query::QueryService};
 
 /// 2026-05-20T10:07:00Z: the month is not over, and both changes of clocks of spring are past.
 const NOW: i64 = 1_779_271_620_000_000;
@@ -37,43 +31,13 @@ struct World {
 
 impl World {
     async fn new(dir: &Path, seed: u64) -> Self {
-        let mut settings = Settings::default();
-        settings.data_dir.0 = dir.to_owned();
-        let data_dir = DataDir::acquire(dir).expect("lock");
-        let storage = Storage::open(&settings).expect("storage");
-        let key = dir.join("secrets.key");
-        let catalog =
-            Catalog::open(&settings.catalog_url(), &key, storage.data_path()).await.expect("catalog");
-        let clock = Clock::Fixed(Arc::new(AtomicI64::new(NOW)));
-        let engine =
-            Engine::start(&settings, data_dir, storage, Arc::new(catalog), clock).await.expect("engine");
+        let engine = fixture::engine(dir, NOW).await;
         let mut meters = Vec::new();
         for zone in ZONES {
-            let metadata = serde_json::json!({ "timezone": zone });
-            let site = SiteDraft {
-                id: None,
-                name: zone.to_owned(),
-                location: None,
-                industry_type: None,
-                description: None,
-                metadata: metadata.as_object().cloned().unwrap_or_default(),
-                active: true,
-            };
-            let site_id = engine.catalog().create_site(&site).await.expect("site").id;
+            let site = fixture::site(&engine, zone, Some(zone)).await;
             for frequency in [ReadingFrequency::Min15, ReadingFrequency::Hourly] {
-                let draft = MeterDraft {
-                    id: None,
-                    site_id,
-                    parent_meter_id: None,
-                    name: format!("{zone} {frequency}"),
-                    category: Category::Cons,
-                    reading_frequency: frequency,
-                    capacity: None,
-                    description: None,
-                    metadata: serde_json::Map::new(),
-                    active: true,
-                };
-                meters.push(engine.catalog().create_meter(&draft).await.expect("meter").id);
+                let name = format!("{zone} {frequency}");
+                meters.push(fixture::meter(&engine, site, &name, frequency).await);
             }
         }
         let service = QueryService::new(Arc::clone(&engine)).expect("service");

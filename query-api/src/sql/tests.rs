@@ -1,0 +1,108 @@
+//! The scripts of `tests/`, each over the same small archive, in the format of sqllogictest.
+
+use std::{fmt::Write, path::Path, sync::Arc};
+
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
+use wattlake_catalog::{Access, ReadingFrequency};
+use wattlake_engine::{BodyFormat, Engine, Ingest, IngestRequest, TimePrecision};
+
+use crate::{
+    error::ApiError,
+    fixture,
+    query::{QueryService, SqlRequest},
+};
+
+/// 2026-05-20T10:07:00Z.
+const NOW: i64 = 1_779_271_620_000_000;
+const HOUR: i64 = 3_600_000_000;
+
+/// Two meters at a site in Berlin, one in Kathmandu, one at a site without a zone.
+async fn fill(engine: &Arc<Engine>) {
+    let mut lines = String::new();
+    let mut line = |metric: &str, entity, value: f64, time: &str, hours: i64| {
+        let time = time.parse::<jiff::Timestamp>().expect("time").as_microsecond() + hours * HOUR;
+        writeln!(lines, "{metric},entity_id={entity} value={value} {time}").expect("text");
+    };
+    let berlin = fixture::site(engine, "berlin", Some("Europe/Berlin")).await;
+    let main = fixture::meter(engine, berlin, "main", ReadingFrequency::Hourly).await;
+    let spare = fixture::meter(engine, berlin, "spare", ReadingFrequency::Hourly).await;
+    // The day of 23 hours, and one on either side of it.
+    for hour in 0..71 {
+        line("power", main, hour as f64, "2026-03-27T23:00:00Z", hour);
+    }
+    // A reset after the second reading, a glitch at the fifth, a gap before the last.
+    for (hour, value) in [(0, 100.0), (1, 104.0), (2, 2.0), (3, 5.0), (4, 4.0), (5, 7.0), (10, 12.0)] {
+        line("energy_total", main, value, "2026-03-01T00:00:00Z", hour);
+    }
+    line("energy_total", spare, 5.0, "2026-03-01T00:00:00Z", 0);
+    let nepal = fixture::site(engine, "nepal", Some("Asia/Kathmandu")).await;
+    let east = fixture::meter(engine, nepal, "east", ReadingFrequency::Hourly).await;
+    for hour in 0..30 {
+        line("power", east, 2.0, "2026-03-28T00:00:00Z", hour);
+    }
+    let plain = fixture::site(engine, "plain", None).await;
+    fixture::meter(engine, plain, "silent", ReadingFrequency::Daily).await;
+    let request = IngestRequest {
+        format: BodyFormat::LineProtocol,
+        body: bytes::Bytes::from(lines).into(),
+        precision: Some(TimePrecision::Microseconds),
+        is_atomic: true,
+        site: String::new(),
+        mapping: None,
+        allowed_sites: Vec::new(),
+        is_dry_run: false,
+    };
+    Ingest::new(Arc::clone(engine)).ingest(request).await.expect("stored");
+}
+
+struct Database(Arc<QueryService>);
+
+#[async_trait::async_trait]
+impl AsyncDB for Database {
+    type Error = ApiError;
+    type ColumnType = DefaultColumnType;
+
+    async fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>, ApiError> {
+        let (schema, batches) = self.0.collect(SqlRequest::new(sql, &Access::unrestricted())).await?;
+        let options = FormatOptions::new().with_null("NULL");
+        let mut rows = Vec::new();
+        for batch in &batches {
+            let columns: Vec<_> = batch
+                .columns()
+                .iter()
+                .map(|column| ArrayFormatter::try_new(column, &options).expect("a column that has a text"))
+                .collect();
+            rows.extend(
+                (0..batch.num_rows()).map(|row| {
+                    columns.iter().map(|column| column.value(row).to_string()).collect::<Vec<_>>()
+                }),
+            );
+        }
+        Ok(DBOutput::Rows { types: vec![DefaultColumnType::Any; schema.fields().len()], rows })
+    }
+
+    async fn shutdown(&mut self) {}
+}
+
+#[tokio::test]
+async fn scripts() {
+    let folder = tempfile::TempDir::new().expect("folder");
+    let engine = fixture::engine(folder.path(), NOW).await;
+    fill(&engine).await;
+    let service = Arc::new(QueryService::new(Arc::clone(&engine)).expect("service"));
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sql/tests");
+    let mut run = 0;
+    // From memory, then from files.
+    for _ in 0..2 {
+        for script in std::fs::read_dir(&scripts).expect("scripts") {
+            let mut runner = Runner::new(async || Ok(Database(Arc::clone(&service))));
+            if let Err(error) = runner.run_file_async(script.expect("script").path()).await {
+                panic!("{}", error.display(false));
+            }
+            run += 1;
+        }
+        engine.flush().await.expect("flush");
+    }
+    assert!(run >= 6, "{run}");
+}
