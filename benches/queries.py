@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Asks a running server the questions of a fleet's users and prints how long each answer took.
 
-  queries.py --url http://127.0.0.1:8787 --token TOKEN --entities entities.csv --year 2025 --month 1 [--rounds 5]
+  queries.py --url http://127.0.0.1:8787 --token TOKEN --entities entities.csv --year 2025 --month 1 [--rounds 5] [--duckdb 'lake/measurements/month=*/*.parquet']
 
 The data: power (kW), energy_total (kWh, a register), voltage, soc and temperature of some hundred devices every quarter of an
-hour or hour. `entities.csv` has a header with entity_id, kind, site_id. Standard library only. Times are milliseconds of the
-whole answer as Arrow (SQL) or JSON (rollup), median of the rounds, warm.
+hour or hour. `entities.csv` has a header with entity_id, kind, site_id. Times are milliseconds of the whole answer as Arrow (SQL) or JSON
+(rollup), median of the rounds, warm. Standard library only, but with --duckdb: then DuckDB (packages duckdb, pyarrow) is asked the same
+of the same files, question by question in turn, and the answers are compared.
 """
 
 import argparse
@@ -23,6 +24,7 @@ ap.add_argument("--entities", required=True)
 ap.add_argument("--year", type=int, default=2025)
 ap.add_argument("--month", type=int, default=6)
 ap.add_argument("--rounds", type=int, default=5)
+ap.add_argument("--duckdb", metavar="GLOB", help="the data files of a server without corrections")
 a = ap.parse_args()
 
 inverters = [row for row in csv.DictReader(open(a.entities)) if row["kind"] == "inverter"]
@@ -58,20 +60,75 @@ ROLLUPS = {
 }
 
 
+# What has no table in DuckDB.
+IN_DUCKDB = {"q01 last value of every series": "SELECT entity_id, arg_max(entity_type, timestamp), metric, max(timestamp), arg_max(value, timestamp), arg_max(unit, timestamp), arg_max(quality, timestamp) FROM measurements GROUP BY 1, 3"}
+
+
 def ask(path, body=None):
     request = urllib.request.Request(a.url + path, data=body and json.dumps(body).encode(), headers={"Authorization": f"Bearer {a.token}"})
-    started = time.perf_counter()
     with urllib.request.urlopen(request) as response:
-        size = len(response.read())
-    return (time.perf_counter() - started) * 1e3, size
+        return response.read()
 
 
+def timed(what):
+    started = time.perf_counter()
+    answer = what()
+    return (time.perf_counter() - started) * 1e3, answer
+
+
+def open_duckdb():
+    """DuckDB with the files as `measurements`, and the fleet as tables of its own."""
+    import duckdb
+    import pyarrow
+
+    db = duckdb.connect()
+    db.execute(f"CREATE VIEW measurements AS SELECT * FROM read_parquet('{a.duckdb}', hive_partitioning = false)")
+    for table in ("sites", "meters", "energy_sources"):
+        rows = pyarrow.ipc.open_stream(ask("/api/sql?format=arrow", {"query": f"SELECT * FROM {table}"})).read_all()
+        db.register("rows", rows)
+        db.execute(f"CREATE TABLE {table} AS FROM rows")
+        db.unregister("rows")
+    return db
+
+
+def differ(ours, theirs):
+    """Whether two answers differ; numbers by more than 1e-9 of them. Lengths of time are written differently and left out."""
+    import pyarrow
+
+    def rows(table):
+        keep = [c for c in table.columns if not (pyarrow.types.is_duration(c.type) or pyarrow.types.is_interval(c.type))]
+        numbers = lambda row: [v for v in row if isinstance(v, float)]
+        others = lambda row: tuple(str(v) for v in row if not isinstance(v, float))
+        return sorted((others(row), numbers(row)) for row in zip(*(c.to_pylist() for c in keep)))
+
+    ours, theirs = rows(pyarrow.ipc.open_stream(ours).read_all()), rows(theirs)
+    near = lambda x, y: abs(x - y) <= 1e-9 * max(abs(x), abs(y))
+    return len(ours) != len(theirs) or any(
+        a != b or len(x) != len(y) or not all(map(near, x, y)) for (a, x), (b, y) in zip(ours, theirs)
+    )
+
+
+db = open_duckdb() if a.duckdb else None
 questions = {name: ("/api/sql?format=arrow", {"query": query}) for name, query in SQL.items()}
 questions |= {name: ("/api/rollup?" + urllib.parse.urlencode(params), None) for name, params in ROLLUPS.items()}
-print("| question | ms | answer bytes |\n|---|---:|---:|")
+print("| question | ms | answer bytes |" + (" DuckDB, ms | ratio |" if db else ""))
+print("|---|---:|---:|" + ("---:|---:|" if db else ""))
 for name, (path, body) in sorted(questions.items()):
     try:
-        rounds = [ask(path, body) for _ in range(a.rounds + 1)][1:]
-        print(f"| {name} | {statistics.median(ms for ms, _ in rounds):.0f} | {rounds[0][1]} |", flush=True)
+        rounds, others = [], []
+        for _ in range(a.rounds + 1):
+            rounds.append(timed(lambda: ask(path, body)))
+            if db and name in SQL:
+                others.append(timed(lambda: db.sql(IN_DUCKDB.get(name, SQL[name])).to_arrow_table()))
+        ms = statistics.median(ms for ms, _ in rounds[1:])
+        line = f"| {name} | {ms:.0f} | {len(rounds[0][1])} |"
+        if others:
+            other = statistics.median(ms for ms, _ in others[1:])
+            line += f" {other:.0f} | {ms / other:.2f} |"
+            if differ(rounds[0][1], others[0][1]):
+                line += " the answers differ"
+        elif db:
+            line += " | |"
+        print(line, flush=True)
     except urllib.error.HTTPError as error:
         print(f"| {name} | failed: {error.read()[:200].decode()} | |", flush=True)

@@ -31,6 +31,7 @@ use datafusion::{
     physical_plan::{ExecutionPlan, empty::EmptyExec, filter::FilterExec, union::UnionExec},
 };
 use object_store::ObjectMeta;
+use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet};
 use wattlake_engine::{CheckedStore, ReadView, SeriesRows, Storage, measurement_schema, rows_between};
 
@@ -41,6 +42,11 @@ use crate::error::ApiError;
 const ORDERED_FILES_MAX: usize = 512;
 /// Decoded filter columns kept per file while many are merged.
 const ORDERED_CACHE_BYTES: usize = 1 << 20;
+
+/// Smaller files are read by one partition.
+const SPLIT_ROWS_MIN: u64 = 128 << 10;
+/// With so many files for each partition they spread well enough as they are.
+const WHOLE_FILES_MIN: usize = 4;
 
 /// An extension of a session: scans declare the order of their files, one partition a file.
 #[derive(Clone, Copy, Debug)]
@@ -89,19 +95,26 @@ impl MeasurementsTable {
             return Ok(Vec::new());
         }
         let late = self.view.late_rows(range.from, range.to, |key| range.wants(key));
-        let mut partitioned = Vec::with_capacity(files.len());
+        let partitions = state.config().target_partitions();
+        let are_split = ordering.is_none() && files.len() < WHOLE_FILES_MIN * partitions;
+        let mut pieces = Vec::with_capacity(files.len());
         for file in &files {
             let hidden = self.view.hidden_rows(file, &late).await;
             let hidden =
                 hidden.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
-            partitioned.extend(self.partitioned_file(file, &hidden));
+            if hidden.len() as u64 >= file.rows {
+                continue;
+            }
+            let parts = if are_split && file.rows >= SPLIT_ROWS_MIN { partitions.max(1) } else { 1 };
+            let bytes = file.stored.bytes / parts as u64;
+            pieces.extend((0..parts).map(|part| (bytes, partitioned_file(file, &hidden, part, parts))));
         }
-        if partitioned.is_empty() {
+        if pieces.is_empty() {
             return Ok(Vec::new());
         }
         let groups = match ordering {
-            Some(_) => partitioned.into_iter().map(|file| FileGroup::new(vec![file])).collect(),
-            None => balanced(partitioned, state.config().target_partitions()),
+            Some(_) => pieces.into_iter().map(|(_, file)| FileGroup::new(vec![file])).collect(),
+            None => balanced(pieces, partitions),
         };
         let store = CheckedStore::new(self.view.storage(), files.iter().map(|file| &file.stored));
         let cache = state.runtime_env().cache_manager.get_file_metadata_cache();
@@ -123,27 +136,6 @@ impl MeasurementsTable {
             .with_output_ordering(ordering.cloned().into_iter().collect())
             .build();
         Ok(vec![DataSourceExec::from_data_source(config)])
-    }
-
-    /// A file with the rows to skip; `None` when all of them are.
-    fn partitioned_file(&self, file: &DataFile, hidden: &[u64]) -> Option<PartitionedFile> {
-        if hidden.len() as u64 >= file.rows {
-            return None;
-        }
-        let meta = ObjectMeta {
-            location: Storage::object_path(&file.stored),
-            // Names are never reused, so the time tells caches nothing.
-            last_modified: Default::default(),
-            size: file.stored.bytes,
-            e_tag: None,
-            version: None,
-        };
-        let partitioned = PartitionedFile::new_from_meta(meta)
-            .with_metadata_size_hint(usize::try_from(file.stored.footer_bytes).unwrap_or(0) + 8);
-        if hidden.is_empty() {
-            return Some(partitioned);
-        }
-        Some(partitioned.with_extension(access_plan(file, hidden)))
     }
 
     /// The order of rows in files and of those in memory.
@@ -197,13 +189,31 @@ impl MeasurementsTable {
     }
 }
 
-/// Spreads files over partitions of about the same size.
-fn balanced(mut files: Vec<PartitionedFile>, partitions: usize) -> Vec<FileGroup> {
+/// One of several parts of a file's rows, without the hidden ones.
+fn partitioned_file(file: &DataFile, hidden: &[u64], part: usize, parts: usize) -> PartitionedFile {
+    let meta = ObjectMeta {
+        location: Storage::object_path(&file.stored),
+        // Names are never reused, so the time tells caches nothing.
+        last_modified: Default::default(),
+        size: file.stored.bytes,
+        e_tag: None,
+        version: None,
+    };
+    let partitioned = PartitionedFile::new_from_meta(meta)
+        .with_metadata_size_hint(usize::try_from(file.stored.footer_bytes).unwrap_or(0) + 8);
+    if hidden.is_empty() && parts == 1 {
+        return partitioned;
+    }
+    partitioned.with_extension(access_plan(file, hidden, part as u64, parts as u64))
+}
+
+/// Spreads files with their sizes over partitions of about the same size.
+fn balanced(mut files: Vec<(u64, PartitionedFile)>, partitions: usize) -> Vec<FileGroup> {
     let mut groups: Vec<(u64, Vec<PartitionedFile>)> = vec![(0, Vec::new()); partitions.max(1)];
-    files.sort_by_key(|file| std::cmp::Reverse(file.object_meta.size));
-    for file in files {
+    files.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    for (bytes, file) in files {
         if let Some(smallest) = groups.iter_mut().min_by_key(|(bytes, _)| *bytes) {
-            smallest.0 += file.object_meta.size;
+            smallest.0 += bytes;
             smallest.1.push(file);
         }
     }
@@ -214,21 +224,26 @@ fn balanced(mut files: Vec<PartitionedFile>, partitions: usize) -> Vec<FileGroup
         .collect()
 }
 
-/// Row selections of a file's row groups without the hidden rows.
-fn access_plan(file: &DataFile, hidden: &[u64]) -> ParquetAccessPlan {
+/// Row selections of a file's row groups without the hidden rows. Each part has its share of every group, so that all have work
+/// whatever groups a filter leaves; pages without any of the rows are not read.
+fn access_plan(file: &DataFile, hidden: &[u64], part: u64, parts: u64) -> ParquetAccessPlan {
     let mut groups = Vec::new();
     let mut start = 0;
     while start < file.rows {
         let end = (start + file.row_group_rows).min(file.rows);
-        let from = hidden.partition_point(|position| *position < start);
-        let to = hidden.partition_point(|position| *position < end);
-        let inside = &hidden[from..to];
-        groups.push(if inside.is_empty() {
+        let share = |part: u64| start + (end - start) * part / parts;
+        let (first, last) = (share(part), share(part + 1));
+        let inside = hidden.partition_point(|row| *row < first)..hidden.partition_point(|row| *row < last);
+        let inside = &hidden[inside];
+        groups.push(if inside.is_empty() && (first, last) == (start, end) {
             RowGroupAccess::Scan
-        } else if inside.len() as u64 == end - start {
+        } else if inside.len() as u64 == last - first {
             RowGroupAccess::Skip
         } else {
-            RowGroupAccess::Selection(rows_between(start, end, inside))
+            let mut selectors = vec![RowSelector::skip((first - start) as usize)];
+            selectors.extend(Vec::from(rows_between(first, last, inside)));
+            selectors.push(RowSelector::skip((end - last) as usize));
+            RowGroupAccess::Selection(RowSelection::from(selectors))
         });
         start = end;
     }
@@ -293,6 +308,73 @@ impl TableProvider for MeasurementsTable {
                     .collect::<Result<Vec<_>>>()?;
                 Ok(Arc::new(datafusion::physical_plan::projection::ProjectionExec::try_new(exprs, plan)?))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use wattlake_catalog::{FileBounds, StoredFile};
+
+    use super::*;
+
+    fn file(rows: u64, row_group_rows: u64) -> DataFile {
+        let stored = StoredFile {
+            path: "month=2026-01/a.parquet".into(),
+            bytes: 1,
+            footer_bytes: 1,
+            blake3: String::new(),
+            sums: Default::default(),
+        };
+        let bounds = FileBounds {
+            min_ts: 0,
+            max_ts: 0,
+            min_entity: String::new(),
+            max_entity: String::new(),
+            min_metric: String::new(),
+            max_metric: String::new(),
+        };
+        DataFile { id: 1, stored, rows, row_group_rows, level: 2, bounds, delete: None }
+    }
+
+    /// The rows that a plan selects.
+    fn rows(plan: &ParquetAccessPlan, file: &DataFile) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        for group in plan.inner() {
+            let end = (at + file.row_group_rows).min(file.rows);
+            match group {
+                RowGroupAccess::Skip => {}
+                RowGroupAccess::Scan => found.extend(at..end),
+                RowGroupAccess::Selection(selection) => {
+                    assert_eq!(selection.iter().map(|s| s.row_count as u64).sum::<u64>(), end - at);
+                    let mut row = at;
+                    for selector in selection.iter() {
+                        let next = row + selector.row_count as u64;
+                        found.extend((row..next).filter(|_| !selector.skip));
+                        row = next;
+                    }
+                }
+            }
+            at = end;
+        }
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn parts_are_all_visible_rows_once(
+            rows_in_all in 1u64..200, group in 1u64..70, parts in 1u64..5, hidden in prop::collection::btree_set(0u64..200, 0..60),
+        ) {
+            let file = file(rows_in_all, group);
+            let hidden: Vec<u64> = hidden.into_iter().filter(|row| *row < rows_in_all).collect();
+            let mut found: Vec<u64> = (0..parts)
+                .flat_map(|part| rows(&access_plan(&file, &hidden, part, parts), &file))
+                .collect();
+            found.sort_unstable();
+            let expected: Vec<u64> = (0..rows_in_all).filter(|row| hidden.binary_search(row).is_err()).collect();
+            prop_assert_eq!(found, expected);
         }
     }
 }
