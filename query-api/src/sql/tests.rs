@@ -2,7 +2,11 @@
 
 use std::{fmt::Write, path::Path, sync::Arc};
 
-use arrow::util::display::{ArrayFormatter, FormatOptions};
+use arrow::{
+    array::AsArray,
+    datatypes::Float64Type,
+    util::display::{ArrayFormatter, FormatOptions},
+};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 use wattlake_catalog::{Access, ReadingFrequency};
 use wattlake_engine::{BodyFormat, Engine, Ingest, IngestRequest, TimePrecision};
@@ -43,6 +47,11 @@ async fn fill(engine: &Arc<Engine>) {
     }
     let plain = fixture::site(engine, "plain", None).await;
     fixture::meter(engine, plain, "silent", ReadingFrequency::Daily).await;
+    write(engine, lines).await;
+}
+
+/// Stores line protocol with times in microseconds.
+async fn write(engine: &Arc<Engine>, lines: String) {
     let request = IngestRequest {
         format: BodyFormat::LineProtocol,
         body: bytes::Bytes::from(lines).into(),
@@ -105,4 +114,44 @@ async fn scripts() {
         engine.flush().await.expect("flush");
     }
     assert!(run >= 6, "{run}");
+}
+
+/// What is kept is of the newest state; an earlier one is asked for its rows.
+#[tokio::test]
+async fn latest_is_that_of_the_state_that_is_asked() {
+    const QUESTION: &str = "SELECT value FROM latest ORDER BY value";
+    let folder = tempfile::TempDir::new().expect("folder");
+    let engine = fixture::engine(folder.path(), NOW).await;
+    let site = fixture::site(&engine, "site", None).await;
+    let other = fixture::site(&engine, "other", None).await;
+    let meter = fixture::meter(&engine, site, "meter", ReadingFrequency::Hourly).await;
+    let elsewhere = fixture::meter(&engine, other, "elsewhere", ReadingFrequency::Hourly).await;
+    let service = QueryService::new(Arc::clone(&engine)).expect("service");
+    let all = Access::unrestricted();
+    let values = async |request: SqlRequest| -> Vec<f64> {
+        let (_, batches) = service.collect(request).await.expect("an answer");
+        batches
+            .iter()
+            .flat_map(|batch| batch.column(0).as_primitive::<Float64Type>().values().to_vec())
+            .collect()
+    };
+    let mut views = Vec::new();
+    for n in 1..=3 {
+        let time = NOW - HOUR * (10 - n);
+        write(
+            &engine,
+            format!("power,entity_id={meter} value={n} {time}\npower,entity_id={elsewhere} value=9 {time}\n"),
+        )
+        .await;
+        assert_eq!(values(SqlRequest::new(QUESTION, &all)).await, [n as f64, 9.0], "from memory");
+        engine.flush().await.expect("flush");
+        assert_eq!(values(SqlRequest::new(QUESTION, &all)).await, [n as f64, 9.0], "from files");
+        views.push(engine.read_view());
+    }
+    let then = SqlRequest { view: Some(views[0].clone()), ..SqlRequest::new(QUESTION, &all) };
+    assert_eq!(values(then).await, [1.0, 9.0]);
+    let restricted = Access { sites: vec![site], ..all };
+    assert_eq!(values(SqlRequest::new(QUESTION, &restricted)).await, [3.0]);
+    let then = SqlRequest { view: Some(views[1].clone()), ..SqlRequest::new(QUESTION, &restricted) };
+    assert_eq!(values(then).await, [2.0]);
 }
