@@ -6,7 +6,7 @@
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -110,20 +110,17 @@ impl Newest {
             next.look_into(storage, file, can_be_newest).await?;
         }
         // Most often the row itself is in a new file. Otherwise any older one may hold the row before it.
-        let mut missing: BTreeMap<ByKey, ()> = BTreeMap::new();
-        for (key, ts) in lost {
-            if next.entries.get(&key).is_none_or(|entry| entry.reading.ts < ts) {
-                missing.insert(key, ());
-            }
-        }
+        let is_missing =
+            |(key, ts): &(ByKey, i64)| next.entries.get(key).is_none_or(|entry| entry.reading.ts < *ts);
+        let mut missing: BTreeSet<ByKey> = lost.into_iter().filter(is_missing).map(|(key, _)| key).collect();
         for file in newest_first(manifest.files.iter().filter(|file| !is_new(file))) {
-            missing.retain(|key, ()| {
+            missing.retain(|key| {
                 next.entries.get(key).is_none_or(|entry| entry.reading.ts < file.bounds.max_ts)
             });
             if missing.is_empty() {
                 break;
             }
-            next.look_into(storage, file, |_, key| missing.contains_key(key)).await?;
+            next.look_into(storage, file, |_, key| missing.contains(key)).await?;
         }
         Ok(next)
     }

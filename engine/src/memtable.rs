@@ -184,8 +184,8 @@ pub(crate) fn sort_blocks(
 
 /// The newest row of each series of some blocks, oldest first, in the order of files; of several at one time the newest arrival.
 pub(crate) fn newest_rows(blocks: &[Arc<Block>], series: &SeriesTable) -> Vec<LatestReading> {
-    let interned = series.read();
-    let channels = interned.channels();
+    // Copied, so that nobody waits for the lock while all rows are looked at.
+    let channels = series.read().channels().to_vec();
     let mut newest: Vec<Option<(i64, Place)>> = Vec::new();
     for (b, block) in blocks.iter().enumerate() {
         for (row, (channel, ts)) in block.channel.iter().zip(&block.ts).enumerate() {
@@ -198,6 +198,7 @@ pub(crate) fn newest_rows(blocks: &[Arc<Block>], series: &SeriesTable) -> Vec<La
             }
         }
     }
+    let interned = series.read();
     let mut out: Vec<_> = newest
         .into_iter()
         .flatten()
@@ -213,6 +214,7 @@ pub(crate) fn newest_rows(blocks: &[Arc<Block>], series: &SeriesTable) -> Vec<La
             }
         })
         .collect();
+    drop(interned);
     out.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
     out
 }
