@@ -114,7 +114,7 @@ def test_a_lock_of_somebody_else_is_waited_for(start):
     server = start(settings={"flush.interval": "200ms"})
     fleet = Fleet(server)
     writer = Writer(server, fleet.main)
-    for _ in range(3):
+    for _ in range(3 * SCALE):
         outsider = sqlite3.connect(server.dir / "catalog.db", isolation_level=None)
         outsider.execute("BEGIN IMMEDIATE")
         changed = threading.Thread(target=lambda: statuses.append(server.request("PATCH", f"/api/meters/{fleet.main}", json={"description": "x"}).status_code))
@@ -144,7 +144,7 @@ def test_clients_that_go_away_spoil_no_connection(start, postgres):
             pass
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(go_away, range(600)))
+        list(pool.map(go_away, range(600 * SCALE)))
     for n in range(100):
         r = server.post("/api/sites", json={"name": f"after {n}"})
         assert r.status_code == 201, r.text

@@ -63,7 +63,7 @@ def test_answers_to_uploads_are_lost(start, toxic):
     server = start(settings=settings | QUICK)
     writer = Writer(server, Fleet(server).main)
     proxy.toxics.lost_answers = 0.34
-    wait_until(lambda: proxy.counts.get("lost_answers", 0) >= 15, "lost answers")
+    wait_until(lambda: proxy.counts.get("lost_answers", 0) >= 15 * SCALE, "lost answers", 60 * SCALE)
     proxy.toxics.lost_answers = 0.0
     writer.stop()
     assert set(writer.statuses) == {204}
@@ -87,7 +87,7 @@ def test_bodies_that_are_cut_or_altered_are_not_believed(start, toxic):
     wrong = right = 0
     for share in ("altered", "truncated"):
         setattr(proxy.toxics, share, 0.3)
-        for _ in range(60):
+        for _ in range(60 * SCALE):
             r = server.post("/api/sql", json={"query": COUNT})
             if r.status_code == 200:
                 assert r.json() == truth
@@ -250,7 +250,7 @@ def test_questions_never_lose_their_files_to_compaction_and_collection(start):
     threads = [threading.Thread(target=f) for f in (ask, ask, tidy)]
     for thread in threads:
         thread.start()
-    for n in range(120):
+    for n in range(120 * SCALE):
         server.write("\n".join(f"power,entity_id={fleet.main} value={n} {T0 + 60 * (20 * n + i - 7)}" for i in range(30)))
         time.sleep(0.08)
     stop.set()
