@@ -80,7 +80,8 @@ impl ReadView {
     /// # Cancel safety
     /// What was begun goes on: the first time it may take longer than a question may.
     pub async fn latest(&self, wanted: impl Fn(&SeriesKey) -> bool) -> Result<Option<Vec<LatestReading>>> {
-        let Self { manifest, versions, storage, .. } = self.clone();
+        let (manifest, versions) = (Arc::clone(&self.manifest), Arc::clone(&self.versions));
+        let storage = self.storage.clone();
         let work = tokio::spawn(async move { versions.latest.in_files(&storage, &manifest).await });
         let in_files =
             work.await.map_err(|error| Error::internal(format!("looking for the newest: {error}")))?;

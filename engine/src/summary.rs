@@ -142,10 +142,11 @@ impl Summary {
     }
 
     fn weigh(&mut self, point: Point, hold: i64) {
-        let span = point.ts - self.last.ts;
+        // Times in SQL may be any.
+        let span = point.ts.saturating_sub(self.last.ts);
         let covered = span.min(hold);
         self.weighted += self.last.value * covered as f64;
-        self.covered += covered;
+        self.covered = self.covered.saturating_add(covered);
         let is_even = span <= hold && (self.count == 1 || self.step == Some(span));
         self.step = is_even.then_some(span);
     }
@@ -155,7 +156,7 @@ impl Summary {
             self.is_rising = false;
             return;
         };
-        let is_gap = point.ts - self.register.ts > hold;
+        let is_gap = point.ts.saturating_sub(self.register.ts) > hold;
         self.increase = Some(self.increase.unwrap_or(0.0) + step);
         self.gaps += u64::from(is_gap);
         self.is_rising &= !is_gap && point.value >= self.register.value;

@@ -44,7 +44,7 @@ const ORDERED_FILES_MAX: usize = 512;
 const ORDERED_CACHE_BYTES: usize = 1 << 20;
 
 /// Smaller files are read by one partition.
-const SPLIT_ROWS_MIN: u64 = 128 << 10;
+pub(super) const SPLIT_ROWS_MIN: u64 = 128 << 10;
 /// With so many files for each partition they spread well enough as they are.
 const WHOLE_FILES_MIN: usize = 4;
 

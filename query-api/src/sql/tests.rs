@@ -8,9 +8,10 @@ use arrow::{
     util::display::{ArrayFormatter, FormatOptions},
 };
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
-use wattlake_catalog::{Access, ReadingFrequency};
-use wattlake_engine::{BodyFormat, Engine, Ingest, IngestRequest, TimePrecision};
+use wattlake_catalog::{Access, EntityType, Quality, ReadingFrequency};
+use wattlake_engine::{Batch, BatchSeries, BodyFormat, Engine, Ingest, IngestRequest, TimePrecision};
 
+use super::measurements::SPLIT_ROWS_MIN;
 use crate::{
     error::ApiError,
     fixture,
@@ -154,4 +155,43 @@ async fn latest_is_that_of_the_state_that_is_asked() {
     assert_eq!(values(SqlRequest::new(QUESTION, &restricted)).await, [3.0]);
     let then = SqlRequest { view: Some(views[1].clone()), ..SqlRequest::new(QUESTION, &restricted) };
     assert_eq!(values(then).await, [2.0]);
+}
+
+/// A file that is read in parts, with corrected rows in each of them.
+#[tokio::test]
+async fn parts_of_a_large_file_are_all_of_it() {
+    const ROWS: i64 = 140_000;
+    let folder = tempfile::TempDir::new().expect("folder");
+    let engine = fixture::engine(folder.path(), NOW).await;
+    let site = fixture::site(&engine, "site", None).await;
+    let meter = fixture::meter(&engine, site, "meter", ReadingFrequency::Hourly).await;
+    for (step, value) in [(1, 1.0), (1_000, 5.0)] {
+        let ts: Vec<i64> = (0..ROWS).step_by(step).map(|n| NOW - (n + 1) * 1_000_000).collect();
+        let series = BatchSeries {
+            entity: meter,
+            entity_type: EntityType::Meter,
+            metric: "power".to_owned(),
+            unit: "kW".to_owned(),
+        };
+        let batch = Batch {
+            created_at: NOW,
+            table: vec![series],
+            series: vec![0; ts.len()],
+            value: vec![value; ts.len()],
+            quality: vec![Quality::Good; ts.len()],
+            ts,
+            ..Batch::default()
+        };
+        engine.write(batch).await.expect("stored");
+        engine.flush().await.expect("flush");
+    }
+    let largest = engine.read_view().manifest.files.iter().map(|file| file.rows).max();
+    assert!(largest.is_some_and(|rows| rows >= SPLIT_ROWS_MIN), "{largest:?}");
+    let service = QueryService::new(Arc::clone(&engine)).expect("service");
+    let question = "SELECT count(*)::DOUBLE, sum(value), count(DISTINCT timestamp)::DOUBLE FROM measurements";
+    let (_, batches) =
+        service.collect(SqlRequest::new(question, &Access::unrestricted())).await.expect("answer");
+    let found: Vec<f64> =
+        batches[0].columns().iter().map(|c| c.as_primitive::<Float64Type>().value(0)).collect();
+    assert_eq!(found, [140_000.0, 140_000.0 + 140.0 * 4.0, 140_000.0]);
 }

@@ -186,7 +186,7 @@ impl Readings {
         Ok(match self.what {
             What::CounterIncrease => summary.increase,
             What::Rate => {
-                let passed = summary.register.ts - summary.first.ts;
+                let passed = summary.register.ts.saturating_sub(summary.first.ts);
                 let per = self.length.unwrap_or(HOUR) as f64;
                 summary.increase.filter(|_| passed > 0).map(|increase| increase * per / passed as f64)
             }
