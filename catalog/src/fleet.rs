@@ -3,7 +3,10 @@
 //! Readers hold an `Arc<Fleet>` for as long as they need one consistent picture; every change of the catalog builds
 //! a new one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use crate::{EnergySource, EntityId, EntityType, Meter, Site, SiteId};
 
@@ -17,7 +20,11 @@ pub struct Fleet {
     roots: HashMap<SiteId, Vec<EntityId>>,
     children: HashMap<EntityId, Vec<EntityId>>,
     sources_of: HashMap<EntityId, Vec<EntityId>>,
+    revision: u64,
 }
+
+/// The number of pictures that this process made.
+static REVISIONS: AtomicU64 = AtomicU64::new(0);
 
 /// A meter or an energy source.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +40,8 @@ impl Fleet {
         sources: Vec<EnergySource>,
         external: HashMap<String, EntityId>,
     ) -> Self {
-        let mut fleet = Self { external, ..Self::default() };
+        let revision = REVISIONS.fetch_add(1, Ordering::Relaxed);
+        let mut fleet = Self { external, revision, ..Self::default() };
         for meter in &meters {
             match meter.parent_meter_id {
                 Some(parent) => fleet.children.entry(parent).or_default().push(meter.id),
@@ -54,6 +62,11 @@ impl Fleet {
             list.sort_by_key(|id| (sources.get(id).map(|s| s.name.clone()), *id));
         }
         fleet
+    }
+
+    /// Differs between any two pictures of one process.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     pub fn sites(&self) -> impl Iterator<Item = &Site> {

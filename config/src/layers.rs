@@ -94,7 +94,7 @@ fn known_keys() -> Vec<(String, Value)> {
 
 /// Keys below these are names of the user's own, checked by their types.
 fn is_free_form(path: &str) -> bool {
-    path == "metrics" || path.starts_with("metrics.")
+    ["metrics", "carbon.factors"].iter().any(|free| path == *free || path.starts_with(&format!("{free}.")))
 }
 
 fn refuse_unknown(
@@ -137,6 +137,10 @@ fn assignment(key: &str, text: &str, origin: &str, known: &[(String, Value)]) ->
     let value = match default {
         Some(Value::String(_)) => Value::String(text.to_owned()),
         Some(_) => toml_value(text).unwrap_or_else(|| Value::String(text.to_owned())),
+        // Factors are numbers, everything else that has a name of the user's own is text.
+        None if key.starts_with("carbon.factors.") => {
+            toml_value(text).unwrap_or_else(|| Value::String(text.to_owned()))
+        }
         None if is_free_form(key) => Value::String(text.to_owned()),
         None => return Err(unknown(origin, key, known)),
     };

@@ -13,8 +13,9 @@ pub use error::ConfigError;
 pub use layers::{Layers, is_reserved_variable};
 pub use quantity::{ByteCount, Period};
 pub use settings::{
-    Catalog, Compaction, Durability, Flight, Flush, Http, Ingest, LineMapping, Log, LogFormat, Memory,
-    MetricDefinition, MetricKind, PostgresWire, Query, RetentionRule, S3, Settings, Snapshots, Storage, Wal,
+    Carbon, Catalog, Compaction, Durability, Flight, Flush, Http, Ingest, LineMapping, Log, LogFormat,
+    Memory, MetricDefinition, MetricKind, PostgresWire, Query, RetentionRule, S3, Settings, Snapshots,
+    Storage, Tls, Wal,
 };
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub struct Settings {
     pub http: Http,
     pub postgres: PostgresWire,
     pub flight: Flight,
+    pub tls: Tls,
     pub wal: Wal,
     pub flush: Flush,
     pub memory: Memory,
@@ -30,6 +31,7 @@ pub struct Settings {
     pub retention: Vec<RetentionRule>,
     pub ingest: Ingest,
     pub query: Query,
+    pub carbon: Carbon,
     pub log: Log,
     /// Metrics beside the built-in ones, by name.
     pub metrics: BTreeMap<String, MetricDefinition>,
@@ -123,18 +125,48 @@ impl Default for Http {
     }
 }
 
-/// The Postgres wire endpoint; not part of this release, so it can only be off.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The Postgres wire endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresWire {
+    /// Empty: off.
     pub listen: String,
+    /// Connections at once; further ones are refused.
+    pub max_connections: usize,
+    /// A connection that asks nothing for this long is closed.
+    pub idle_timeout: Period,
 }
 
-/// The Flight SQL endpoint; not part of this release, so it can only be off.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+impl Default for PostgresWire {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:5488".into(), max_connections: 100, idle_timeout: Period::secs(3600) }
+    }
+}
+
+/// The Flight SQL endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Flight {
+    /// Empty: off.
     pub listen: String,
+    /// Connections served at once; further ones wait in the listen queue.
+    pub max_connections: usize,
+}
+
+impl Default for Flight {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8788".into(), max_connections: 100 }
+    }
+}
+
+/// The certificate of all endpoints; with it they speak nothing but TLS.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// A PEM file with the certificate chain; empty: no TLS.
+    pub cert: String,
+    /// A PEM file with the private key.
+    pub key: String,
 }
 
 /// When a write is acknowledged.
@@ -327,11 +359,15 @@ pub struct Query {
     pub timeout: Period,
     /// Memory of one query; sorts and aggregates beyond it spill to disk or fail.
     pub memory: ByteCount,
+    /// Memory of all queries together; at least that of one.
+    pub total_memory: ByteCount,
     /// Disk that all queries together may spill to.
     pub spill: ByteCount,
     pub max_rows: u64,
     /// Queries at work at once; further ones wait up to five seconds, then 429.
     pub max_concurrent: usize,
+    /// The same for the queries of one token, so that one dashboard does not keep all others waiting.
+    pub max_concurrent_per_token: usize,
 }
 
 impl Default for Query {
@@ -339,10 +375,42 @@ impl Default for Query {
         Self {
             timeout: Period::secs(30),
             memory: ByteCount::mib(256),
+            total_memory: ByteCount::mib(1024),
             spill: ByteCount::mib(2048),
             max_rows: 10_000_000,
             max_concurrent: 8,
+            max_concurrent_per_token: 6,
         }
+    }
+}
+
+/// Emissions of energy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Carbon {
+    /// kg of CO2 equivalents per kWh by source type, instead of the built-in ones. `grid` must be given: it differs by country
+    /// and year.
+    pub factors: BTreeMap<String, f64>,
+}
+
+/// Over the life of a plant: the medians of IPCC AR5, Working Group III, Annex III, table A.III.2.
+const EMISSION_MEDIANS: [(&str, f64); 8] = [
+    ("biomass", 0.23),
+    ("coal", 0.82),
+    ("gas", 0.49),
+    ("geothermal", 0.038),
+    ("hydro", 0.024),
+    ("nuclear", 0.012),
+    ("solar", 0.041),
+    ("wind", 0.011),
+];
+
+impl Carbon {
+    /// kg of CO2 equivalents per kWh of a source type.
+    pub fn factor(&self, source_type: &str) -> Option<f64> {
+        let built_in =
+            || EMISSION_MEDIANS.iter().find(|(name, _)| *name == source_type).map(|(_, factor)| *factor);
+        self.factors.get(source_type).copied().or_else(built_in)
     }
 }
 
@@ -402,15 +470,21 @@ impl Settings {
         for (key, listen) in
             [("postgres.listen", &self.postgres.listen), ("flight.listen", &self.flight.listen)]
         {
-            if !listen.is_empty() {
-                return invalid(key, "this release does not speak that protocol; leave it empty".into());
+            if !listen.is_empty() && listen.parse::<SocketAddr>().is_err() {
+                return invalid(
+                    key,
+                    format!("`{listen}` is neither ADDRESS:PORT nor empty, which switches it off"),
+                );
             }
+        }
+        if self.tls.cert.is_empty() != self.tls.key.is_empty() {
+            return invalid("tls", "tls.cert and tls.key belong together; set both or none".into());
         }
         if self.memory.budget < self.flush.max_bytes {
             let flush = self.flush.max_bytes;
             return invalid("memory.budget", format!("must be at least flush.max_bytes ({flush})"));
         }
-        let positive: [(&str, u64); 9] = [
+        let positive: [(&str, u64); 13] = [
             ("compaction.interval", u64::from(!self.compaction.interval.0.is_zero())),
             ("wal.segment_bytes", self.wal.segment_bytes.0),
             ("flush.max_bytes", self.flush.max_bytes.0),
@@ -419,7 +493,11 @@ impl Settings {
             ("query.max_rows", self.query.max_rows),
             ("query.memory", self.query.memory.0),
             ("query.max_concurrent", self.query.max_concurrent as u64),
+            ("query.max_concurrent_per_token", self.query.max_concurrent_per_token as u64),
             ("http.max_connections", self.http.max_connections as u64),
+            ("postgres.max_connections", self.postgres.max_connections as u64),
+            ("postgres.idle_timeout", u64::from(!self.postgres.idle_timeout.0.is_zero())),
+            ("flight.max_connections", self.flight.max_connections as u64),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, n)| *n == 0) {
             return invalid(key, "must be more than zero".into());

@@ -65,8 +65,9 @@ fn bad_values_name_key_and_choice() {
         ("catalog.url=mysql://x", ["catalog.url", "postgres://"]),
         ("storage.url=ftp://x", ["storage.url", "s3://bucket"]),
         ("query.max_rows=0", ["query.max_rows", "zero"]),
-        ("postgres.listen=127.0.0.1:5488", ["postgres.listen", "empty"]),
+        ("postgres.listen=5488", ["postgres.listen", "empty"]),
         ("memory.budget=1MiB", ["memory.budget", "flush.max_bytes"]),
+        ("tls.cert=chain.pem", ["tls.cert", "tls.key"]),
         ("snapshots.grace=1s", ["snapshots.grace", "query.timeout"]),
         ("retention=[{ keep = \"1s\" }]", ["retention[0].keep", "hour"]),
     ] {

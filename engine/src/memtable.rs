@@ -62,6 +62,10 @@ impl Block {
         block
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.ts.len()
+    }
+
     fn push(&mut self, readings: Readings) {
         let first = self.ts.len() as u32;
         self.metadata.extend(readings.metadata.into_iter().map(|(row, text)| (row + first, text)));

@@ -100,6 +100,12 @@ impl ReadView {
         Ok(Some(newest))
     }
 
+    /// Tells states of the archive apart: the snapshot, and how many readings lie in memory beside it. Between two flushes
+    /// readings are only added.
+    pub fn stamp(&self) -> (i64, usize) {
+        (self.manifest.snapshot.0, self.hot.rows())
+    }
+
     /// The same picture of some of the files only.
     #[must_use]
     pub fn with_files(&self, files: Vec<Arc<DataFile>>) -> Self {

@@ -162,6 +162,19 @@ impl HotView {
         Self { blocks: Vec::new(), series: Arc::clone(series) }
     }
 
+    /// How many rows there are, before duplicates are merged.
+    pub(crate) fn rows(&self) -> usize {
+        self.blocks.iter().map(|block| block.rows()).sum()
+    }
+
+    /// The time of the oldest row of the series that `wanted` picks.
+    pub fn oldest(&self, wanted: impl Fn(&SeriesKey) -> bool) -> Option<i64> {
+        self.select(i64::MIN, i64::MAX, wanted)
+            .iter()
+            .filter_map(|series| series.rows.ts.first().copied())
+            .min()
+    }
+
     /// Rows with `from <= ts < to` of the series that `wanted` picks, merged, in the order of files.
     pub fn select(&self, from: i64, to: i64, wanted: impl Fn(&SeriesKey) -> bool) -> Vec<SeriesRows> {
         sort_blocks(&self.blocks, &self.series, |_, key| wanted(key).then_some((from, to)))

@@ -14,6 +14,7 @@ pub enum Kind {
     Conflict,
     TooLarge,
     Unprocessable,
+    TimedOut,
     Overloaded,
     Internal,
     Unavailable,
@@ -29,7 +30,8 @@ impl Kind {
             Self::NotFound => "not_found",
             Self::Conflict => "conflict",
             Self::TooLarge => "too_large",
-            Self::Unprocessable => "unprocessable",
+            // A query that takes too long is one that cannot be answered within the limits.
+            Self::Unprocessable | Self::TimedOut => "unprocessable",
             Self::Overloaded => "overloaded",
             Self::Internal => "internal",
             Self::Unavailable => "unavailable",
@@ -46,7 +48,7 @@ impl Kind {
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::TooLarge => 413,
-            Self::Unprocessable => 422,
+            Self::Unprocessable | Self::TimedOut => 422,
             Self::Overloaded => 429,
             Self::Internal => 500,
             Self::Unavailable => 503,
@@ -146,6 +148,14 @@ impl From<DataFusionError> for ApiError {
             return Self::new(Kind::Unavailable, message);
         }
         let kind = match error.find_root() {
+            // Patterns are compiled when they are used; there is no type of the library in reach.
+            DataFusionError::External(inner) if inner.to_string().contains("regex") => Kind::Invalid,
+            // Filters are evaluated while files are read; what they cannot compute is no fault of a file.
+            DataFusionError::ParquetError(inner)
+                if inner.to_string().contains("evaluating filter predicate") =>
+            {
+                Kind::Invalid
+            }
             DataFusionError::ResourcesExhausted(_) => {
                 let message = format!("the query needs more memory than query.memory allows: {message}");
                 return Self::new(Kind::Unprocessable, message);

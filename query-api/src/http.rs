@@ -2,8 +2,10 @@
 //! write the answer. One request kind, one file; every route states in [`routes`] who may call it.
 
 mod auth;
+mod balance;
 mod encode;
 mod energy_sources;
+mod etag;
 mod hierarchy;
 mod import;
 mod latest;
@@ -13,6 +15,7 @@ mod maintenance;
 mod measurements;
 mod meters;
 mod onboarding;
+mod openapi;
 mod operations;
 mod polling;
 mod reply;
@@ -32,10 +35,11 @@ use jiff::{Timestamp, tz::TimeZone};
 use metrics_exporter_prometheus::PrometheusHandle;
 use wattlake_engine::{Engine, Ingest};
 
+pub(crate) use auth::presented_token;
 pub(crate) use encode::{Encoder, OutputFormat};
 pub(crate) use routes::router;
 
-use crate::query::QueryService;
+use crate::{access::Gate, query::QueryService};
 
 /// What every handler works with.
 #[derive(Clone)]
@@ -43,13 +47,13 @@ pub(crate) struct App {
     pub engine: Arc<Engine>,
     pub ingest: Ingest,
     pub queries: Arc<QueryService>,
-    /// Whether a token is asked for; off only for `demo`, on loopback.
-    pub requires_token: bool,
+    pub gate: Gate,
     pub prometheus: PrometheusHandle,
     pub started: Instant,
     /// Bytes of request bodies in work.
     pub inflight_bytes: Arc<AtomicUsize>,
     pub imports: Arc<import::Imports>,
+    pub tagger: etag::Tagger,
 }
 
 impl App {

@@ -3,7 +3,9 @@
 //! Queries run on a runtime of their own with large stacks, each with its own memory pool; results come back as a stream
 //! of batches. A dropped stream stops its query.
 
+mod memory;
 mod stream;
+mod turns;
 
 use std::{
     path::PathBuf,
@@ -11,57 +13,78 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use arrow::{
+    array::RecordBatch,
+    datatypes::{Schema, SchemaRef},
+};
+use async_trait::async_trait;
 use datafusion::{
     common::ScalarValue,
     error::DataFusionError,
     execution::{
-        SessionStateBuilder,
         context::SQLOptions,
         disk_manager::{DiskManager, DiskManagerMode},
-        memory_pool::FairSpillPool,
         object_store::ObjectStoreRegistry,
         runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
-    prelude::{SessionConfig, SessionContext},
+    logical_expr::LogicalPlan,
+    prelude::SessionContext,
+    sql::{parser::Statement, sqlparser::ast},
 };
 use futures::StreamExt;
 use object_store::ObjectStore;
 use tokio::{
-    runtime::Runtime,
-    sync::{Semaphore, mpsc},
+    runtime::{Handle, Runtime},
+    sync::mpsc,
     time::timeout,
 };
 use tokio_util::task::AbortOnDropHandle;
 use wattlake_catalog::{Access, SnapshotAt};
 use wattlake_engine::{CheckedStore, Engine, ReadView};
 
+use stream::{End, Reached, STEP, too_long};
+
 pub(crate) use stream::ResultStream;
 
+use self::{
+    memory::{GivenUp, QueryMemory, SharedMemory},
+    turns::Turns,
+};
 use crate::{
     error::{ApiError, Kind, Result},
-    sql::{KeyOrder, WattlakeSchema, parse_query},
+    rollup::{RollupRequest, rollup_of},
+    sql::{Rollups, Sessions, WattlakeSchema, only_reads, parse_query},
 };
 
-/// How long a query waits for its turn.
-const QUEUE_WAIT: Duration = Duration::from_secs(5);
 /// Planner and expression recursion need room, in debug builds most of all.
 const STACK_BYTES: usize = 64 << 20;
-const BATCH_ROWS: usize = 8192;
 /// Batches that may wait for a slow reader.
 const BATCHES_AHEAD: usize = 4;
+/// How long a reader may take none of them before its query is given up: it keeps memory, and others from their turn.
+const READER_WAIT: Duration = Duration::from_secs(30);
+
+/// How a question is put.
+#[derive(Clone, Debug)]
+pub(crate) enum Question {
+    Text(String),
+    /// By a protocol with a parser of its own.
+    Parsed(Arc<ast::Statement>),
+}
 
 /// A question in SQL.
 #[derive(Clone, Debug)]
 pub struct SqlRequest {
-    pub query: String,
+    pub(crate) question: Question,
     pub params: Vec<ScalarValue>,
     /// An earlier snapshot instead of the newest state.
     pub as_of: Option<SnapshotAt>,
     /// What is read, when that is settled already.
     pub(crate) view: Option<ReadView>,
     pub access: Access,
-    /// Rows of one metric in order of entity and time, consumed as they come. Files are merged as they stream, which
+    /// Less than `query.timeout`.
+    pub(crate) timeout: Option<Duration>,
+    /// Part of a rollup, which has a turn of its own: rows of one metric in order of entity and time, consumed as they
+    /// come. Files are merged as they stream, which
     /// takes little memory, instead of read side by side and sorted; `query.max_rows`, which is about answers, does not
     /// apply.
     pub(crate) feeds_rollup: bool,
@@ -70,17 +93,37 @@ pub struct SqlRequest {
 impl SqlRequest {
     /// A question without parameters, about the newest state.
     pub fn new(query: impl Into<String>, access: &Access) -> Self {
+        Self::about(Question::Text(query.into()), access)
+    }
+
+    /// The same of a statement that was parsed already.
+    pub(crate) fn parsed(statement: Arc<ast::Statement>, access: &Access) -> Self {
+        Self::about(Question::Parsed(statement), access)
+    }
+
+    fn about(question: Question, access: &Access) -> Self {
         let (params, access) = (Vec::new(), access.clone());
-        Self { query: query.into(), params, as_of: None, view: None, access, feeds_rollup: false }
+        Self { question, params, as_of: None, view: None, access, timeout: None, feeds_rollup: false }
     }
 }
 
 /// Answers queries.
 pub struct QueryService {
     engine: Arc<Engine>,
+    threads: Handle,
+    /// Of the service that made them; others only work on them.
     runtime: Option<Runtime>,
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
+    planner: Arc<Planner>,
+}
+
+/// What plans are made with.
+struct Planner {
+    engine: Arc<Engine>,
+    sessions: Sessions,
+    /// Without a memory pool, which each query has of its own.
     shared: Arc<RuntimeEnv>,
+    memory: Arc<SharedMemory>,
 }
 
 impl std::fmt::Debug for QueryService {
@@ -127,11 +170,15 @@ impl QueryService {
             .enable_all()
             .build()
             .map_err(|error| ApiError::internal(format!("cannot start query threads: {error}")))?;
+        let memory = Arc::new(SharedMemory::new(settings.total_memory.max(settings.memory).as_usize()));
+        let planner = Planner { engine: Arc::clone(&engine), sessions: Sessions::new()?, shared, memory };
+        let turns = Turns::new(settings.max_concurrent, settings.max_concurrent_per_token);
         Ok(Self {
             engine,
+            threads: runtime.handle().clone(),
             runtime: Some(runtime),
-            turns: Arc::new(Semaphore::new(settings.max_concurrent)),
-            shared,
+            turns: Arc::new(turns),
+            planner: Arc::new(planner),
         })
     }
 
@@ -139,8 +186,15 @@ impl QueryService {
         &self.engine
     }
 
-    fn runtime(&self) -> Result<&Runtime> {
-        self.runtime.as_ref().ok_or_else(|| ApiError::new(Kind::Unavailable, "the server is stopping"))
+    /// The same service, for what runs on its threads.
+    fn share(&self) -> Self {
+        Self {
+            engine: Arc::clone(&self.engine),
+            threads: self.threads.clone(),
+            runtime: None,
+            turns: Arc::clone(&self.turns),
+            planner: Arc::clone(&self.planner),
+        }
     }
 
     /// Does work on the threads of queries; who no longer waits for it stops it.
@@ -148,7 +202,7 @@ impl QueryService {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let task = AbortOnDropHandle::new(self.runtime()?.spawn(work));
+        let task = AbortOnDropHandle::new(self.threads.spawn(work));
         task.await
             .map_err(|_| ApiError::internal("the query failed unexpectedly; the server's log says more"))?
     }
@@ -158,26 +212,23 @@ impl QueryService {
     /// # Errors
     /// Anything that is not one readable query; errors while running come at the end of the stream.
     pub(crate) async fn sql(&self, request: SqlRequest) -> Result<ResultStream> {
-        let turn = timeout(QUEUE_WAIT, Arc::clone(&self.turns).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else {
-            metrics::counter!("wattlake_queries_refused_total").increment(1);
-            return Err(ApiError::new(
-                Kind::Overloaded,
-                "too many queries at once (query.max_concurrent); try again",
-            ));
-        };
+        // The rollup that this feeds has its turn already.
+        let turn = if request.feeds_rollup { None } else { Some(self.turns.take(&request.access).await?) };
         let settings = &self.engine.settings().query;
-        let limit = settings.timeout.0;
         let rows_max = if request.feeds_rollup { u64::MAX } else { settings.max_rows };
         let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
         let (schema_sender, schema) = tokio::sync::oneshot::channel();
-        let (engine, memory, shared) =
-            (Arc::clone(&self.engine), settings.memory.as_usize(), Arc::clone(&self.shared));
+        let (planner, service) = (Arc::clone(&self.planner), self.share());
+        let mut clock = self.allowance(&request);
+        let limit = clock.limit;
+        let given_up = GivenUp::default();
+        let wanted = Arc::clone(&given_up);
         let started = Instant::now();
-        let task = self.runtime()?.spawn(async move {
+        let end = Arc::new(End::default());
+        let at_end = Arc::clone(&end);
+        let task = self.threads.spawn(async move {
             let _turn = turn;
-            let mut clock = Allowance::new(limit);
-            let planned = clock.spend(plan(engine, request, memory, &shared)).await;
+            let planned = clock.spend(planner.start(request, service, wanted)).await;
             let (mut batches, context) = match planned.and_then(|planned| planned) {
                 Ok(planned) => planned,
                 Err(error) => return drop(schema_sender.send(Err(error))),
@@ -188,7 +239,10 @@ impl QueryService {
             let mut rows = 0;
             loop {
                 let batch = match clock.spend(batches.next()).await {
-                    Ok(None) => break,
+                    Ok(None) => {
+                        at_end.set(Reached::Complete);
+                        break;
+                    }
                     Ok(Some(Ok(batch))) => Ok(batch),
                     Ok(Some(Err(error))) => Err(error.into()),
                     Err(error) => Err(error),
@@ -203,16 +257,71 @@ impl QueryService {
                     batch
                 };
                 let is_error = batch.is_err();
-                // A reader that is gone, or an error: either way there is no more to do.
-                if sender.send(batch).await.is_err() || is_error {
+                match timeout(READER_WAIT, sender.reserve()).await {
+                    Ok(Ok(place)) => place.send(batch),
+                    // A reader that is gone.
+                    Ok(Err(_)) => break,
+                    Err(_) => {
+                        metrics::counter!("wattlake_queries_unread_total").increment(1);
+                        at_end.set(Reached::Unread);
+                        break;
+                    }
+                }
+                if is_error {
+                    at_end.set(Reached::Complete);
                     break;
                 }
             }
             metrics::histogram!("wattlake_query_seconds").record(started.elapsed());
             drop(context);
         });
-        let schema = schema.await.map_err(|_| ApiError::internal("the query failed while it was planned"))?;
-        Ok(ResultStream::new(schema?, receiver, task))
+        // From here on it stops when it is not wanted any more.
+        let mut rows = ResultStream::new(Arc::new(Schema::empty()), receiver, task, end, given_up, limit);
+        let schema = timeout(limit + STEP, schema).await.map_err(|_| too_long(limit))?;
+        let schema = schema.map_err(|_| ApiError::internal("the query failed while it was planned"))?;
+        rows.set_schema(schema?);
+        Ok(rows)
+    }
+
+    /// Plans a query without running it and tells what the plan says.
+    ///
+    /// # Errors
+    /// As [`QueryService::sql`].
+    pub(crate) async fn describe<T: Send + 'static>(
+        &self,
+        request: SqlRequest,
+        tell: impl FnOnce(&LogicalPlan) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let turn = self.turns.take(&request.access).await?;
+        let (planner, service) = (Arc::clone(&self.planner), self.share());
+        let mut clock = self.allowance(&request);
+        self.run(async move {
+            let _turn = turn;
+            let (plan, _context) = clock.spend(planner.plan(request, service, GivenUp::default())).await??;
+            tell(&plan)
+        })
+        .await
+    }
+
+    /// Parses the text of a client of the Postgres protocol.
+    ///
+    /// # Errors
+    /// Where it is not SQL, or too large.
+    pub(crate) async fn parse_postgres(&self, text: String) -> Result<Vec<ast::Statement>> {
+        let planner = Arc::clone(&self.planner);
+        let limit = self.engine.settings().query.timeout.0;
+        let parsed = self.run(async move { planner.sessions.parse_postgres(&text) });
+        timeout(limit, parsed).await.map_err(|_| too_long(limit))?
+    }
+
+    /// A turn to work for a token; without one after a while the answer is 429.
+    pub(crate) async fn turn(&self, access: &Access) -> Result<turns::Turn> {
+        self.turns.take(access).await
+    }
+
+    fn allowance(&self, request: &SqlRequest) -> Allowance {
+        let limit = self.engine.settings().query.timeout.0;
+        Allowance::new(request.timeout.map_or(limit, |less| less.min(limit)))
     }
 
     /// Runs a query and collects its rows.
@@ -253,69 +362,70 @@ impl Allowance {
         let started = Instant::now();
         let outcome = timeout(self.left, work).await;
         self.left = self.left.saturating_sub(started.elapsed());
-        outcome.map_err(|_| {
-            let limit = wattlake_config::Period(self.limit);
-            ApiError::new(Kind::Unprocessable, format!("the query took longer than query.timeout = {limit}"))
-        })
+        outcome.map_err(|_| too_long(self.limit))
     }
 }
 
-async fn plan(
-    engine: Arc<Engine>,
-    request: SqlRequest,
-    memory: usize,
-    shared: &RuntimeEnv,
-) -> Result<(datafusion::execution::SendableRecordBatchStream, SessionContext)> {
-    let statement = parse_query(&request.query)?;
-    let view = match (request.view, request.as_of) {
-        (Some(view), _) => view,
-        (None, Some(at)) => engine.read_view_at(at).await?,
-        (None, None) => engine.read_view(),
-    };
-    let environment = RuntimeEnv {
-        memory_pool: Arc::new(FairSpillPool::new(memory)),
-        disk_manager: Arc::clone(&shared.disk_manager),
-        cache_manager: Arc::clone(&shared.cache_manager),
-        object_store_registry: Arc::clone(&shared.object_store_registry),
-    };
-    let mut config = session_config();
-    if request.feeds_rollup {
-        config = config.with_extension(Arc::new(KeyOrder));
+#[async_trait]
+impl Rollups for QueryService {
+    async fn rollup(&self, request: RollupRequest, view: ReadView, access: Access) -> Result<RecordBatch> {
+        rollup_of(self, &request, &view, &access).await
     }
-    let context = SessionContext::new_with_state(
-        SessionStateBuilder::new()
-            .with_config(config)
-            .with_runtime_env(Arc::new(environment))
-            .with_default_features()
-            .build(),
-    );
-    let zone = &engine.settings().time_zone.0;
-    WattlakeSchema::new(view, engine.catalog().fleet(), request.access, zone).register(&context)?;
-    let mut plan = context.state().statement_to_plan(statement).await?;
-    let readable = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    readable.verify_plan(&plan)?;
-    if !request.params.is_empty() {
-        plan = plan.with_param_values(request.params)?;
-    }
-    let stream = context.execute_logical_plan(plan).await?.execute_stream().await?;
-    Ok((stream, context))
 }
 
-fn session_config() -> SessionConfig {
-    SessionConfig::new()
-        .with_default_catalog_and_schema("wattlake", "public")
-        .with_information_schema(false)
-        .with_batch_size(BATCH_ROWS)
-        .with_target_partitions(std::thread::available_parallelism().map_or(2, usize::from))
-        .set_bool("datafusion.execution.parquet.pushdown_filters", true)
-        .set_bool("datafusion.execution.parquet.reorder_filters", true)
-        // Not counted in the pool of a query, and by default 100 MB for each file that is being read.
-        .set_usize("datafusion.execution.parquet.max_predicate_cache_size", 16 << 20)
-        .set_str("datafusion.sql_parser.dialect", "postgres")
-        .set_str("datafusion.execution.time_zone", "UTC")
-        // Our memory limit is smaller than what a sort keeps back for its merge by default.
-        .set_usize("datafusion.execution.sort_spill_reservation_bytes", 1 << 20)
-        .set_bool("datafusion.execution.enable_recursive_ctes", false)
+impl Planner {
+    async fn plan(
+        &self,
+        request: SqlRequest,
+        service: QueryService,
+        given_up: GivenUp,
+    ) -> Result<(LogicalPlan, SessionContext)> {
+        let statement = match request.question {
+            Question::Text(text) => parse_query(&text)?,
+            Question::Parsed(statement) if only_reads(&statement) => {
+                Statement::Statement(Box::new(Arc::unwrap_or_clone(statement)))
+            }
+            Question::Parsed(_) => return Err(ApiError::invalid("only queries are allowed")),
+        };
+        let view = match (request.view, request.as_of) {
+            (Some(view), _) => view,
+            (None, Some(at)) => self.engine.read_view_at(at).await?,
+            (None, None) => self.engine.read_view(),
+        };
+        let settings = self.engine.settings();
+        let environment = RuntimeEnv {
+            memory_pool: Arc::new(QueryMemory::new(
+                settings.query.memory.as_usize(),
+                Arc::clone(&self.memory),
+                given_up,
+            )),
+            disk_manager: Arc::clone(&self.shared.disk_manager),
+            cache_manager: Arc::clone(&self.shared.cache_manager),
+            object_store_registry: Arc::clone(&self.shared.object_store_registry),
+        };
+        let (fleet, zone) = (self.engine.catalog().fleet(), &settings.time_zone.0);
+        let schema = WattlakeSchema::new(view, fleet, request.access, zone, Arc::new(service));
+        let context = self.sessions.open(schema, environment, request.feeds_rollup)?;
+        let mut plan = context.state().statement_to_plan(statement).await?;
+        let readable =
+            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        readable.verify_plan(&plan)?;
+        if !request.params.is_empty() {
+            plan = plan.with_param_values(request.params)?;
+        }
+        Ok((plan, context))
+    }
+
+    async fn start(
+        &self,
+        request: SqlRequest,
+        service: QueryService,
+        given_up: GivenUp,
+    ) -> Result<(datafusion::execution::SendableRecordBatchStream, SessionContext)> {
+        let (plan, context) = self.plan(request, service, given_up).await?;
+        let stream = context.execute_logical_plan(plan).await?.execute_stream().await?;
+        Ok((stream, context))
+    }
 }
 
 /// The folder for spill files; what a killed process left in it goes.

@@ -5,14 +5,16 @@
 //! ([`resolve`]). Raw samples of different entities are never mixed.
 
 mod aggregate;
+mod balance;
 mod bucket;
 mod execute;
 mod read;
 mod request;
 mod resolve;
 
+pub(crate) use balance::balance;
 pub(crate) use bucket::{Buckets, Width};
-pub(crate) use execute::rollup;
+pub(crate) use execute::{rollup, rollup_of};
 pub(crate) use request::{RollupParams, RollupRequest};
 
 #[cfg(test)]

@@ -3,37 +3,34 @@
 //! Start: lock, storage, catalog, engine (recovery), tokens, listen. Stop: no new connections, running requests finish,
 //! flush, close the log, close the catalog. A broken log ends the process at once with exit code 74 (WAL-4).
 
+mod endpoint;
+
 use std::{
     io::Write,
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use axum::Router;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
-    service::TowerToHyperService,
-};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use wattlake_catalog::{Catalog, NewToken, Scope};
 use wattlake_config::Settings;
 use wattlake_engine::{Clock, DataDir, Engine, ErrorKind, Ingest, Storage};
 
+use self::endpoint::Endpoint;
 use crate::{
+    access::Gate,
     cli::Failure,
+    flight,
     http::{App, router},
+    postgres::{self, PostgresEndpoint},
     query::QueryService,
+    tls,
 };
-
-/// A client has this long for its request line and headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Running requests have this long to finish when the server stops.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Everything that a command of this process works with.
 pub(crate) struct Open {
@@ -77,8 +74,9 @@ impl Open {
 
 /// A server that listens.
 pub(crate) struct Listening {
-    pub address: SocketAddr,
-    listener: TcpListener,
+    pub http: Endpoint,
+    pub flight: Option<Endpoint>,
+    pub postgres: Option<PostgresEndpoint>,
     app: App,
 }
 
@@ -97,44 +95,62 @@ fn prometheus() -> Result<PrometheusHandle, Failure> {
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 
-/// Binds the HTTP address. The first start makes an admin token.
+/// Binds the addresses of all protocols. The first start makes an admin token.
 ///
 /// # Errors
-/// An address that is taken, or one beyond loopback without any token.
+/// An address that is taken, one beyond loopback without any token, or a certificate that cannot be used.
 pub(crate) async fn listen(
     settings: &Settings,
     open: &Open,
     requires_token: bool,
 ) -> Result<Listening, Failure> {
-    let address: SocketAddr = settings.http.listen.parse().map_err(|_| {
-        Failure::usage(format!("http.listen: `{}` is not ADDRESS:PORT", settings.http.listen))
-    })?;
     if requires_token {
         create_admin_token(settings, open.engine.catalog()).await?;
     }
     let has_token = open.engine.catalog().tokens().await?.iter().any(|token| token.revoked_at.is_none());
     let is_protected = requires_token && has_token;
-    if !address.ip().is_loopback() && !is_protected {
-        return Err(Failure::usage(format!(
-            "http.listen: {address} is not loopback, and without a token anybody there could read and write; make one \
-             with `wattlake token create`, or listen on 127.0.0.1"
-        )));
-    }
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| Failure::failed(format!("cannot listen on {address}: {error} (http.listen)")))?;
-    let address = listener.local_addr().unwrap_or(address);
+    let http = address("http.listen", &settings.http.listen, is_protected)?;
+    let http = Endpoint::bind(
+        "http.listen",
+        http,
+        tls::acceptor(&settings.tls, &["h2", "http/1.1"])?,
+        settings.http.max_connections,
+    )
+    .await?;
+    let flight = match settings.flight.listen.as_str() {
+        "" => None,
+        text => {
+            let address = address("flight.listen", text, is_protected)?;
+            let tls = tls::acceptor(&settings.tls, &["h2"])?;
+            Some(Endpoint::bind("flight.listen", address, tls, settings.flight.max_connections).await?)
+        }
+    };
+    let gate = Gate::new(Arc::clone(&open.engine), requires_token);
+    let postgres = postgres::listen(settings, &open.queries, &gate).await?;
     let app = App {
         engine: Arc::clone(&open.engine),
         ingest: open.ingest.clone(),
         queries: Arc::clone(&open.queries),
-        requires_token,
+        gate,
         prometheus: prometheus()?,
         started: Instant::now(),
         inflight_bytes: Arc::default(),
         imports: Arc::default(),
+        tagger: Default::default(),
     };
-    Ok(Listening { address, listener, app })
+    Ok(Listening { http, flight, postgres, app })
+}
+
+fn address(key: &str, text: &str, is_protected: bool) -> Result<SocketAddr, Failure> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| Failure::usage(format!("{key}: `{text}` is not ADDRESS:PORT")))?;
+    if !address.ip().is_loopback() && !is_protected {
+        return Err(Failure::usage(format!(
+            "{key}: {address} is not loopback, and without a token anybody there could read and write; make one with \
+             `wattlake token create`, or listen on 127.0.0.1"
+        )));
+    }
+    Ok(address)
 }
 
 /// Writes `admin-token` when no token was ever made, and prints it once.
@@ -164,80 +180,28 @@ impl Listening {
     /// # Errors
     /// The failure of the log (exit code 74).
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Self { listener, app, .. } = self;
+        let Self { http, flight, postgres, app } = self;
         let mut failed = app.engine.failed();
-        let max_connections = app.engine.settings().http.max_connections;
-        let router = router(&app);
+        let stopping = CancellationToken::new();
+        let mut endpoints = JoinSet::new();
+        if let Some(flight) = flight {
+            endpoints.spawn(flight.serve(flight::router(&app.queries, &app.gate), stopping.clone()));
+        }
+        if let Some(postgres) = postgres {
+            endpoints.spawn(postgres.serve(stopping.clone()));
+        }
+        endpoints.spawn(http.serve(router(&app), stopping.clone()));
         drop(app);
-        let connections = Arc::new(Semaphore::new(max_connections));
-        let graceful = GracefulShutdown::new();
-        tokio::pin!(stop);
-        let outcome = loop {
-            let permit = Arc::clone(&connections).acquire_owned();
-            let accepted = async {
-                let permit = permit.await;
-                (listener.accept().await, permit)
-            };
-            tokio::select! {
-                () = &mut stop => break Ok(()),
-                changed = failed.wait_for(Option::is_some) => {
-                    let message = changed.ok().and_then(|error| error.clone()).map(|error| error.message);
-                    break Err(Failure::io(message.unwrap_or_else(|| "the log failed".into())));
-                }
-                (accepted, permit) = accepted => match accepted {
-                    Ok((stream, _)) => {
-                        let _ = stream.set_nodelay(true);
-                        let connection = connection(&router, stream, &graceful);
-                        tokio::spawn(async move {
-                            connection.await;
-                            drop(permit);
-                        });
-                    }
-                    Err(error) => {
-                        // Out of file descriptors, most likely: those that are open go on.
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
+        let outcome = tokio::select! {
+            () = stop => Ok(()),
+            changed = failed.wait_for(Option::is_some) => {
+                let message = changed.ok().and_then(|error| error.clone()).map(|error| error.message);
+                Err(Failure::io(message.unwrap_or_else(|| "the log failed".into())))
             }
         };
-        drop(listener);
-        drop(router);
-        if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
-            tracing::warn!("some requests did not finish in time");
-        }
+        stopping.cancel();
+        while endpoints.join_next().await.is_some() {}
         outcome
-    }
-}
-
-/// One connection: HTTP/1 or HTTP/2, with a limit on how long headers may take.
-fn connection(
-    router: &Router,
-    stream: tokio::net::TcpStream,
-    graceful: &GracefulShutdown,
-) -> impl Future<Output = ()> + Send + use<> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_headers(100);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(64)
-        .max_header_list_size(16 << 10)
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10));
-    let service = TowerToHyperService::new(router.clone());
-    let watcher = graceful.watcher();
-    async move {
-        // A client that says nothing at all is not waited for either.
-        let mut first = [0];
-        match tokio::time::timeout(HEADER_TIMEOUT, stream.peek(&mut first)).await {
-            Ok(Ok(n)) if n > 0 => {}
-            _ => return,
-        }
-        let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        if let Err(error) = watcher.watch(served.into_owned()).await {
-            tracing::debug!(%error, "connection ended");
-        }
     }
 }
 

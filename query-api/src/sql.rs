@@ -1,17 +1,25 @@
 //! SQL: what may be asked, and the tables that can be asked.
 
+mod bounded;
 mod catalog_tables;
 mod functions;
 mod guard;
+mod information_schema;
 mod key_range;
 mod latest;
 mod measurements;
+mod postgres;
+mod rollups;
 mod schema;
+mod session;
 
 pub(crate) use functions::measurement_id;
-pub(crate) use guard::parse_query;
+pub(crate) use guard::{CATALOG, SCHEMA, only_reads, parameters as count_parameters, parse_query};
 pub(crate) use measurements::{KeyOrder, visible_entities};
-pub(crate) use schema::WattlakeSchema;
+pub(crate) use postgres::{SERVER_VERSION, SETTINGS, setting};
+pub(crate) use rollups::Rollups;
+pub(crate) use schema::{WattlakeSchema, table_schemas};
+pub(crate) use session::Sessions;
 
 #[cfg(test)]
 mod tests;

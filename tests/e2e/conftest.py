@@ -41,16 +41,24 @@ class Server:
 
     def __init__(self, dir, settings=None, command=("serve",), env=None):
         assert BINARY and os.path.exists(BINARY), "run the tests with tests/run: it builds the server"
-        self.dir, self.port, self.settings = pathlib.Path(dir), free_port(), dict(settings or {})
+        self.dir, self.settings = pathlib.Path(dir), dict(settings or {})
+        self.port, self.postgres_port, self.flight_port = free_port(), free_port(), free_port()
         self.command, self.process, self.env = command, None, dict(os.environ, **(env or {}))
         self.env.pop("WATTLAKE_URL", None)
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://localhost:{self.port}" if "tls.cert" in self.settings else f"http://127.0.0.1:{self.port}"
+
+    @property
+    def verify(self):
+        """The certificate that the server must have."""
+        return str(self.settings.get("tls.cert", "")) or True
 
     def flags(self):
-        flags = ["--data-dir", str(self.dir), "--set", f"http.listen=127.0.0.1:{self.port}"]
+        flags = ["--data-dir", str(self.dir)]
+        for protocol, port in [("http", self.port), ("postgres", self.postgres_port), ("flight", self.flight_port)]:
+            flags += ["--set", f"{protocol}.listen=127.0.0.1:{port}"]
         for key, value in self.settings.items():
             flags += ["--set", f"{key}={value}"]
         return flags
@@ -66,7 +74,7 @@ class Server:
     def is_up(self):
         assert self.process.poll() is None, f"the server ended:\n{self.log_text()[-3000:]}"
         with contextlib.suppress(requests.ConnectionError):
-            return requests.get(self.url + "/ready", timeout=5).ok
+            return requests.get(self.url + "/ready", timeout=5, verify=self.verify).ok
         return False
 
     def log_text(self):
@@ -82,7 +90,7 @@ class Server:
         token = token if token is not None else self.token
         if token:
             headers = {"Authorization": f"Bearer {token}"} | headers
-        return requests.request(method, self.url + path, headers=headers, timeout=120, **kwargs)
+        return requests.request(method, self.url + path, headers=headers, timeout=120, verify=self.verify, **kwargs)
 
     def get(self, path, **kwargs):
         return self.request("GET", path, **kwargs)
@@ -104,12 +112,23 @@ class Server:
         assert r.status_code == 200, r.text
         return r.json()["snapshotId"]
 
+    def postgres(self, **options):
+        """How clients of Postgres connect."""
+        return {"host": "127.0.0.1", "port": self.postgres_port, "user": "anyone", "password": self.token or "none",
+                "dbname": "wattlake"} | options
+
     def cli(self, *args, check=True, **kwargs):
         done = subprocess.run(
             [BINARY, *args, *self.flags()], capture_output=True, text=True, env=self.env, timeout=300, **kwargs
         )
         assert not check or done.returncode == 0, done.stderr + done.stdout
         return done
+
+    def new_token(self, *flags):
+        """A token that the running server knows: it reads them again every two seconds."""
+        token = self.cli("token", "create", "--name", "test", *flags).stdout.strip()
+        wait_until(lambda: self.get("/api/sites", token=token).status_code != 401, "the token")
+        return token
 
     def stop(self):
         if self.process and self.process.poll() is None:

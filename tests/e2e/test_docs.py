@@ -27,6 +27,14 @@ def test_python(server, fleet, capsys):
     assert found == {("inverter,id=7", "power", 2.5), ("main", "power", 1.5)}
 
 
+def test_connecting(server, fleet, capsys):
+    """Python over Postgres wire and Flight SQL."""
+    for heading, port, real in [("Postgres", 5488, server.postgres_port), ("Flight SQL", 8788, server.flight_port)]:
+        (block,) = [block for block in blocks("connecting.md", heading) if "import" in block]
+        exec(block.replace(str(port), str(real)), {"TOKEN": server.token})
+    assert capsys.readouterr().out == "(2,)\n(2,)\n"
+
+
 def test_sql(server, fleet):
     now = time.time_ns()
     server.write(f"power,entity_id={fleet.main} value=3 {now}", precision="ns")

@@ -4,11 +4,15 @@ import gzip
 import json
 import socket
 import stat
+import subprocess
+import sys
 import uuid
 
 import pytest
-
+import requests
 from conftest import Server, wait_until
+
+T0 = 1767225600  # 2026-01-01
 
 
 def error(r, status, kind, *words):
@@ -358,3 +362,60 @@ def test_every_route_asks_for_its_scope(server):
                     assert status not in (401, 403), (method, path, name, status)
                 checked += 1
     assert checked > 4 * len(table) - 1
+
+
+def test_an_answer_that_has_not_changed_is_not_sent_again(server, fleet):
+    server.write(f"power,entity_id={fleet.main} value=1 {T0}")
+    fixed = {"metric": "power", "from": "2026-01-01", "to": "2026-01-02"}
+    for path, params in [("/api/latest", {}), ("/api/rollup", fixed)]:
+        first = server.get(path, params=params)
+        tag = first.headers["ETag"]
+        again = lambda **headers: server.get(path, params=params, headers={"If-None-Match": tag} | headers)
+        unchanged = again()
+        assert (unchanged.status_code, unchanged.content, unchanged.headers["ETag"]) == (304, b"", tag)
+        # Another question, another token, a reading, a change of the fleet.
+        assert server.get(path, params=params | {"metric": "energy"}, headers={"If-None-Match": tag}).status_code == 200
+        other = server.new_token("--scope", "read")
+        assert server.request("GET", path, token=other, params=params, headers={"If-None-Match": tag}).status_code == 200
+        assert again().status_code == 304
+        server.write(f"power,entity_id={fleet.main} value=2 {T0}")
+        changed = again()
+        assert changed.status_code == 200 and changed.headers["ETag"] != tag
+        tag = changed.headers["ETag"]
+        server.flush()
+        assert again().status_code == 200, "another snapshot"
+        tag = again().headers["ETag"]
+        server.request("PATCH", f"/api/sites/{fleet.site_a}", json={"metadata": {"timezone": "Asia/Tokyo"}})
+        assert again().status_code == 200
+    assert "ETag" not in server.get("/api/rollup", params=fixed | {"to": "now"}).headers
+
+
+def test_answers_are_compressed_for_who_asks(server, fleet):
+    server.write("\n".join(f"power,entity_id={fleet.main} value={n} {T0 + n}" for n in range(5000)))
+    query = {"q": "SELECT * FROM measurements"}
+    plain = requests.get(server.url + "/api/sql", params=query, headers={"Authorization": f"Bearer {server.token}", "Accept-Encoding": "identity"})
+    assert "Content-Encoding" not in plain.headers and len(plain.json()) == 5000
+    for encoding in ("gzip", "zstd"):
+        headers = {"Authorization": f"Bearer {server.token}", "Accept-Encoding": encoding}
+        raw = requests.get(server.url + "/api/sql", params=query, headers=headers, stream=True).raw
+        assert raw.headers["Content-Encoding"] == encoding
+        assert len(raw.read(decode_content=False)) < len(plain.content) / 5
+        for format in ("json", "csv", "arrow"):
+            want = server.get("/api/sql", params=query | {"format": format}, headers={"Accept-Encoding": "identity"})
+            assert server.get("/api/sql", params=query | {"format": format}, headers={"Accept-Encoding": "gzip"}).content == want.content
+    parquet = server.get("/api/sql", params=query | {"format": "parquet"}, headers={"Accept-Encoding": "gzip"})
+    assert "Content-Encoding" not in parquet.headers
+
+
+def test_the_description_of_the_interface_is_true(server, fleet):
+    """Generated requests: no server errors, and nothing but what /api/openapi.json says."""
+    server.write(f"power,entity_id={fleet.main} value=1 {T0}")
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method"
+    done = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/api/openapi.json", "--header", f"Authorization: Bearer {server.token}",
+         "--checks", checks, "--max-examples", "15", "--seed", "1", "--phases", "examples,coverage,fuzzing", "--request-timeout", "30",
+         "--exclude-path", "/api/backup", "--exclude-path", "/api/export", "--no-color"],
+        capture_output=True, text=True, timeout=500, cwd=server.dir.parent,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "panicked" not in server.log_text()

@@ -140,3 +140,52 @@ def test_generated_questions_equal_a_slow_oracle(server):
         got = {(dt.datetime.fromisoformat(k).astimezone(dt.timezone.utc), g): v for (k, g), v in got.items()}
         want = {k: (round(s, 6), n) for k, (s, n) in want.items()}
         assert got == want, (bucket, by, tz, iso(a), iso(b))
+
+
+def test_rollup_tables_say_what_the_endpoint_says(server, fleet):
+    """Of files, of memory and of corrections, in the calendar of each site."""
+    def fill(days, value):
+        for entity, metric, step in [(fleet.main, "power", 900), (fleet.b_main, "energy", 3600), (fleet.inv1, "energy", 3600)]:
+            server.write("\n".join(f"{metric},entity_id={entity} value={value + n % 7} {T0 + n * step}" for n in range(days * 86_400 // step)))
+
+    fill(4, 1)
+    server.flush()
+    server.post("/api/compact", params={"all": "true"})
+    fill(1, 5)  # corrections
+    server.write(f"energy,entity_id={fleet.b_main} value=9 {T0 + 5 * 86_400}")
+    for table, bucket in [("rollup_daily", "1d"), ("rollup_hourly", "1h")]:
+        rows = server.sql(f"SELECT * FROM {table} ORDER BY entity_id, bucket_start")
+        want = []
+        for metric in ("energy", "power"):
+            span = {"metric": metric, "bucket": bucket, "by": "entity", "from": "2025-12-25", "to": "2026-01-20", "mode": "own"}
+            want += rollup(server, **span, entityId=[fleet.main, fleet.b_main, fleet.inv1])
+        at = lambda text: dt.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+        key = lambda row: (row["entityId"], at(row["bucketStart"]))
+        got = [(r["entity_id"], at(r["bucket_start"]), at(r["bucket_end"]), r["value"], r["unit"], r["count"], r["coverage"]) for r in rows]
+        assert len(got) > 10
+        assert got == [(r["entityId"], at(r["bucketStart"]), at(r["bucketEnd"]), r["value"], r["unit"], r["count"], r["coverage"]) for r in sorted(want, key=key)]
+        # A range that cuts a bucket leaves it out or shows it whole.
+        cut = server.sql(f"SELECT * FROM {table} WHERE bucket_start > '2026-01-02T10:30:00Z' AND bucket_start <= '2026-01-03T12:00:00Z' ORDER BY entity_id, bucket_start")
+        assert cut == [r for r in rows if at("2026-01-02T10:30:00Z") < at(r["bucket_start"]) <= at("2026-01-03T12:00:00Z")] and cut
+        some = server.sql(f"SELECT * FROM {table} WHERE metric = 'energy' AND entity_id = '{fleet.inv1}' ORDER BY bucket_start")
+        assert some == [r for r in rows if r["entity_id"] == fleet.inv1] and some
+
+
+def test_energy_balance(start):
+    server = start(settings={"carbon.factors.grid": "0.5"})
+    fleet = Fleet(server)
+    day = lambda entity, metric, value: f"{metric},entity_id={entity} value={value} {T0 + 43_200}"
+    server.write("\n".join([
+        day(fleet.inv1, "energy", 6), day(fleet.inv2, "energy", 4), day(fleet.main, "energy", 7),
+        day(fleet.main, "import_energy", 2), day(fleet.main, "export_energy", 5), day(fleet.b_main, "energy", 3),
+    ]))
+    r = server.get("/api/balance", params={"from": "2026-01-01", "to": "2026-01-02", "tz": "UTC"})
+    assert r.status_code == 200, r.text
+    rows = {row["siteId"]: row for row in r.json()}
+    a, b = rows[fleet.site_a], rows[fleet.site_b]
+    assert (a["production"], a["consumption"], a["import"], a["export"], a["unaccounted"]) == (10.0, 7.0, 2.0, 5.0, 0.0)
+    assert (a["selfConsumption"], a["selfConsumptionShare"], round(a["selfSufficiency"], 9)) == (5.0, 0.5, round(5 / 7, 9))
+    assert round(a["carbon"], 9) == round(10 * 0.041 + 2 * 0.5, 9)
+    assert (b["production"], b["import"], b["export"], b["selfSufficiency"], b["carbon"]) == (0.0, 3.0, 0.0, 0.0, 1.5)
+    only = server.get("/api/balance", params={"from": "2026-01-01", "to": "2026-01-02", "siteId": fleet.site_b, "format": "csv"})
+    assert only.text.splitlines()[0].startswith("bucketStart,bucketEnd,siteId,production") and len(only.text.splitlines()) == 2

@@ -11,7 +11,7 @@ use wattlake_engine::{Batch, Engine};
 
 use self::generator::Generator;
 use super::{Common, Failure, logging};
-use crate::server;
+use crate::server::{self, Listening};
 
 /// Seconds between two readings of the history.
 const STEP_SECONDS: i64 = 900;
@@ -45,7 +45,7 @@ pub(super) async fn run(common: &Common, args: DemoArgs) -> Result<(), Failure> 
     rows += batch.len();
     write(&open.engine, batch).await?;
     open.engine.flush().await?;
-    welcome(&settings.data_dir.0, &listening.address.to_string(), rows, &generator, args.days);
+    welcome(&settings.data_dir.0, &listening, rows, &generator, args.days);
     let engine = open.engine.clone();
     let live = tokio::spawn(async move {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -69,13 +69,24 @@ async fn write(engine: &Engine, batch: Batch) -> Result<(), Failure> {
     Ok(engine.write(batch).await?)
 }
 
-fn welcome(data_dir: &std::path::Path, address: &str, rows: usize, generator: &Generator, days: i64) {
+fn welcome(data_dir: &std::path::Path, listening: &Listening, rows: usize, generator: &Generator, days: i64) {
     let (sites, meters, sources) = generator.counts();
     let catalog = data_dir.join("catalog.db");
+    let address = listening.http.address;
+    let postgres = listening.postgres.as_ref().map_or_else(
+        || "off".to_owned(),
+        |endpoint| format!("psql -h {} -p {} wattlake", endpoint.address.ip(), endpoint.address.port()),
+    );
+    let flight = listening
+        .flight
+        .as_ref()
+        .map_or_else(|| "off".to_owned(), |endpoint| format!("grpc://{}", endpoint.address));
     println!(
         "\nWattlake demo: {sites} sites, {meters} meters, {sources} energy sources, {days} days of history \
          ({rows} readings), and new readings every second.\n\n  \
          HTTP      http://{address}\n  \
+         Postgres  {postgres} (any password)\n  \
+         Flight    {flight}\n  \
          catalog   {}\n  \
          Parquet   {}\n\nTry in another terminal:\n\n  \
          # daily energy by category, in each site's own time zone\n  \

@@ -6,11 +6,20 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use wattlake_catalog::{Access, Scope, SiteId};
 
 use super::App;
 use crate::error::{ApiError, Kind, Result};
+
+/// Some clients leave out the padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +34,11 @@ pub(crate) enum Rule {
 pub(super) async fn authorize(app: App, rule: Rule, mut request: Request, next: Next) -> Response {
     // The request itself must not be borrowed across the await: its body is not Sync.
     let token = presented(request.headers(), request.uri().query());
-    match access(&app, rule, token).await {
+    let admitted = match rule {
+        Rule::Open => Ok(Access::unrestricted()),
+        Rule::Needs(scope) => app.gate.admit(token.as_deref(), scope).await,
+    };
+    match admitted {
         Ok(access) => {
             request.extensions_mut().insert(access);
             next.run(request).await
@@ -34,41 +47,31 @@ pub(super) async fn authorize(app: App, rule: Rule, mut request: Request, next: 
     }
 }
 
-async fn access(app: &App, rule: Rule, token: Option<String>) -> Result<Access> {
-    let Rule::Needs(scope) = rule else { return Ok(Access::unrestricted()) };
-    if !app.requires_token {
-        return Ok(Access::unrestricted());
-    }
-    let token = token.ok_or_else(|| {
-        ApiError::new(Kind::Unauthorized, "a token is needed; send the header Authorization: Bearer TOKEN")
-    })?;
-    let access = app.engine.catalog().authenticate(&token).await?;
-    let access = access.ok_or_else(|| ApiError::new(Kind::Unauthorized, "the token is not valid"))?;
-    if !access.allows(scope) {
-        return Err(ApiError::new(Kind::Forbidden, format!("this token lacks the scope {scope}")));
-    }
-    Ok(access)
-}
-
 /// The token of a request: bearer, InfluxDB's `Token`, a Basic password, or the query parameter `p`.
 fn presented(headers: &HeaderMap, query: Option<&str>) -> Option<String> {
+    presented_token(headers).or_else(|| {
+        let query = query.filter(|_| !headers.contains_key(header::AUTHORIZATION))?;
+        url::form_urlencoded::parse(query.as_bytes())
+            .find(|(key, _)| key == "p")
+            .map(|(_, value)| value.into_owned())
+    })
+}
+
+/// The token in a header: bearer, InfluxDB's `Token`, or a Basic password.
+pub(crate) fn presented_token(headers: &HeaderMap) -> Option<String> {
     let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    if let Some((scheme, rest)) = header.and_then(|text| text.split_once(' ')) {
-        let rest = rest.trim();
-        return match scheme.to_ascii_lowercase().as_str() {
-            "bearer" => Some(rest.to_owned()),
-            // InfluxDB 1.8's clients write user:password here.
-            "token" => Some(rest.rsplit_once(':').map_or(rest, |(_, password)| password).to_owned()),
-            "basic" => {
-                let decoded = BASE64.decode(rest).ok().and_then(|bytes| String::from_utf8(bytes).ok())?;
-                Some(decoded.split_once(':')?.1.to_owned())
-            }
-            _ => None,
-        };
+    let (scheme, rest) = header?.split_once(' ')?;
+    let rest = rest.trim();
+    match scheme.to_ascii_lowercase().as_str() {
+        "bearer" => Some(rest.to_owned()),
+        // InfluxDB 1.8's clients write user:password here.
+        "token" => Some(rest.rsplit_once(':').map_or(rest, |(_, password)| password).to_owned()),
+        "basic" => {
+            let decoded = BASE64.decode(rest).ok().and_then(|bytes| String::from_utf8(bytes).ok())?;
+            Some(decoded.split_once(':')?.1.to_owned())
+        }
+        _ => None,
     }
-    url::form_urlencoded::parse(query?.as_bytes())
-        .find(|(key, _)| key == "p")
-        .map(|(_, value)| value.into_owned())
 }
 
 /// Refuses what lies on a site that the token is not for; the answer is that of a thing that is not there.

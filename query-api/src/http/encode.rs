@@ -15,7 +15,7 @@ use parquet::arrow::ArrowWriter;
 use crate::error::{ApiError, Kind, Result};
 
 /// How rows are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum OutputFormat {
     Json,
     NdJson,
@@ -191,6 +191,8 @@ pub(super) async fn respond(
     });
     let body = stream::once(async { Ok::<_, ApiError>(head) })
         .chain(tail)
-        .filter(|chunk| std::future::ready(!matches!(chunk, Ok(bytes) if bytes.is_empty())));
+        .filter(|chunk| std::future::ready(!matches!(chunk, Ok(bytes) if bytes.is_empty())))
+        // The compressor asks again after the end.
+        .fuse();
     Ok(([(header::CONTENT_TYPE, format.content_type())], Body::from_stream(body)).into_response())
 }

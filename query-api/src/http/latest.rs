@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use axum::{
     Extension,
     extract::{RawQuery, State},
+    http::HeaderMap,
     response::Response,
 };
 use jiff::Timestamp;
@@ -66,6 +67,7 @@ pub(super) async fn latest(
     State(app): State<App>,
     Extension(access): Extension<Access>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
 ) -> Result<Response> {
     let params: Params = read_query(query.as_deref(), &[])?;
     let fleet = app.engine.catalog().fleet();
@@ -95,8 +97,12 @@ pub(super) async fn latest(
         site.ok_or_else(|| missing("entity", text))?;
         narrow(BTreeSet::from([id]));
     }
+    let tag = app.tagger.tag(&app, &access, ("latest", &query));
+    if let Some(unchanged) = tag.unchanged(&headers) {
+        return Ok(unchanged);
+    }
     let rows = latest_rows(&app, &access, entities, params.metric).await?;
-    Ok(json_response(&rows))
+    Ok(tag.on(json_response(&rows)))
 }
 
 /// The newest readings, ordered by entity and metric.

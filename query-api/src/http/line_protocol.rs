@@ -102,7 +102,7 @@ fn respond(shape: Shape, outcome: Result<IngestReport>) -> Response {
         Shape::V1 => json!({ "error": error.message }),
         Shape::V2 => {
             let code = match error.kind {
-                Kind::Invalid | Kind::Unprocessable | Kind::Conflict => "invalid",
+                Kind::Invalid | Kind::Unprocessable | Kind::TimedOut | Kind::Conflict => "invalid",
                 Kind::Unauthorized => "unauthorized",
                 Kind::Forbidden => "forbidden",
                 Kind::NotFound => "not found",

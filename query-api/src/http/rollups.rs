@@ -30,8 +30,22 @@ pub(super) async fn rollup(
     let params: RollupParams = read_query(query.as_deref(), &["siteId", "meterId", "entityId"])?;
     let format = OutputFormat::negotiate(params.format.as_deref(), &headers)?;
     let request = RollupRequest::new(&params, &app.zone(), app.now())?;
+    // An answer that ends in the past is the same at any time.
+    let is_timeless = request.to <= app.now() && params.is_absolute();
+    let tag = is_timeless.then(|| app.tagger.tag(&app, &access, ("rollup", &query, format)));
+    if let Some(unchanged) = tag.as_ref().and_then(|tag| tag.unchanged(&headers)) {
+        return Ok(unchanged);
+    }
     let queries = Arc::clone(&app.queries);
-    let work = async move { rollup::rollup(&queries, &request, &access).await };
+    let turn = queries.turn(&access).await?;
+    let work = async move {
+        let _turn = turn;
+        rollup::rollup(&queries, &request, &access).await
+    };
     let batch = app.queries.run(work).await?;
-    respond(format, batch.schema(), stream::iter([Ok(batch)])).await
+    let response = respond(format, batch.schema(), stream::iter([Ok(batch)])).await?;
+    Ok(match tag {
+        Some(tag) => tag.on(response),
+        None => response,
+    })
 }

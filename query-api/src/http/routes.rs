@@ -8,19 +8,32 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, delete, get, patch, post},
 };
+use tower_http::compression::{
+    CompressionLayer,
+    predicate::{NotForContentType, Predicate, SizeAbove},
+};
 use wattlake_catalog::Scope::{Admin, Read, Write};
 
 use super::{
     App,
     auth::{Rule, Rule::Needs, Rule::Open, authorize},
+    balance,
     energy_sources::{self, EnergySources},
     hierarchy, import, latest, line_protocol, maintenance, measurements,
     meters::{self, Meters},
-    onboarding, operations, polling, resource, rollups,
+    onboarding, openapi, operations, polling, resource, rollups,
     sites::{self, Sites},
     snapshots, sql,
 };
 use crate::error::ApiError;
+
+/// Shorter answers are not worth compressing.
+const COMPRESSED_MIN: u16 = 860;
+
+/// Parquet is compressed already.
+fn is_compressible() -> impl Predicate {
+    SizeAbove::new(COMPRESSED_MIN).and(NotForContentType::const_new("application/vnd.apache.parquet"))
+}
 
 /// One route; there is no other way to add one, so none is without a rule.
 pub(super) struct Route {
@@ -73,6 +86,7 @@ pub(super) fn routes() -> Vec<Route> {
         route("/ping", Open, get(line_protocol::ping).head(line_protocol::ping)),
         route("/health", Open, get(operations::health)),
         route("/ready", Open, get(operations::ready)),
+        route("/api/openapi.json", Open, get(openapi::openapi)),
         route("/metrics", Needs(Read), get(operations::metrics)),
         route("/api/status", Needs(Read), get(operations::status)),
         route("/api/flush", Needs(Admin), post(operations::flush)),
@@ -86,6 +100,7 @@ pub(super) fn routes() -> Vec<Route> {
         route("/api/sql", Needs(Read), get(sql::get).post(sql::post)),
         route("/api/latest", Needs(Read), get(latest::latest)),
         route("/api/rollup", Needs(Read), get(rollups::rollup)),
+        route("/api/balance", Needs(Read), get(balance::balance)),
         route("/api/hierarchy/{siteId}", Needs(Read), get(hierarchy::hierarchy)),
     ]
 }
@@ -111,6 +126,7 @@ pub(crate) fn router(app: &App) -> Router {
             *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
             response
         })
+        .layer(CompressionLayer::new().compress_when(is_compressible()))
         .layer(middleware::from_fn(observe))
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(|_| {
             metrics::counter!("wattlake_panics_total").increment(1);
@@ -124,7 +140,8 @@ pub(crate) fn router(app: &App) -> Router {
 async fn observe(request: Request, next: Next) -> Response {
     let started = std::time::Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let is_safe = matches!(method, Method::GET | Method::HEAD);
+    // A question ends with its client, also one in a body.
+    let is_safe = matches!(method, Method::GET | Method::HEAD) || path == "/api/sql";
     let response = if is_safe {
         next.run(request).await
     } else {
@@ -151,6 +168,6 @@ mod tests {
     #[test]
     fn only_liveness_is_open() {
         let open: BTreeSet<_> = routes().iter().filter(|r| r.rule == Open).map(|r| r.path).collect();
-        assert_eq!(open, BTreeSet::from(["/health", "/ping", "/ready"]));
+        assert_eq!(open, BTreeSet::from(["/api/openapi.json", "/health", "/ping", "/ready"]));
     }
 }

@@ -47,17 +47,31 @@ pub(crate) async fn rollup(
     request: &RollupRequest,
     access: &Access,
 ) -> Result<RecordBatch> {
-    let engine = service.engine();
-    let view = match &request.as_of {
-        Some(at) => engine.read_view_at(at.clone()).await?,
-        None => engine.read_view(),
-    };
-    let (batch, days) = rollup_with(service, request, &view, access, DaysRead::InPlaceOfMany).await?;
+    let view = view_of(service, request).await?;
+    rollup_of(service, request, &view, access).await
+}
+
+/// The state of the archive that a request is about.
+pub(super) async fn view_of(service: &QueryService, request: &RollupRequest) -> Result<ReadView> {
+    Ok(match &request.as_of {
+        Some(at) => service.engine().read_view_at(at.clone()).await?,
+        None => service.engine().read_view(),
+    })
+}
+
+/// As [`rollup`], of one view.
+pub(crate) async fn rollup_of(
+    service: &QueryService,
+    request: &RollupRequest,
+    view: &ReadView,
+    access: &Access,
+) -> Result<RecordBatch> {
+    let (batch, days) = rollup_with(service, request, view, access, DaysRead::InPlaceOfMany).await?;
     metrics::counter!("wattlake_rollup_days_total").increment(days as u64);
     Ok(batch)
 }
 
-/// As [`rollup`], of one view; answers also how many days stood for their rows.
+/// As [`rollup_of`]; answers also how many days stood for their rows.
 pub(super) async fn rollup_with(
     service: &QueryService,
     request: &RollupRequest,
@@ -171,6 +185,8 @@ async fn unit_of(
     let mut sql = SqlRequest::new("SELECT unit FROM measurements WHERE metric = $1 LIMIT 1", access);
     sql.params = vec![ScalarValue::from(request.metric.as_str())];
     sql.view = Some(view.clone());
+    // The rollup has its turn.
+    sql.feeds_rollup = true;
     let (_, batches) = service.collect(sql).await?;
     let unit = batches.iter().find(|batch| batch.num_rows() > 0).map(|batch| {
         let text = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8);

@@ -36,6 +36,16 @@ pub(crate) struct RollupParams {
     pub format: Option<String>,
 }
 
+impl RollupParams {
+    /// Whether no time in it depends on when it is asked.
+    pub(crate) fn is_absolute(&self) -> bool {
+        let is_fixed = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.contains("now"));
+        is_fixed(&self.from)
+            && is_fixed(&self.to)
+            && self.as_of.as_deref().is_none_or(|as_of| !as_of.contains("now"))
+    }
+}
+
 /// What one row of the answer stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GroupBy {

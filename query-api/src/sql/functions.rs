@@ -17,14 +17,13 @@ use datafusion::{
 };
 
 pub(crate) use measurement_id::measurement_id;
-pub(super) use site_zone::Zones;
+pub(super) use site_zone::{Zones, udf as site_zone};
 
-/// Adds our functions to a session.
-pub(super) fn register(context: &SessionContext, zones: Zones) {
+/// Adds our functions to a session, except [`site_zone`], which knows the fleet.
+pub(super) fn register(context: &SessionContext) {
     context.register_udf(convert_unit::udf());
     context.register_udf(date_trunc::udf());
     context.register_udf(measurement_id::udf());
-    context.register_udf(site_zone::udf(zones));
     context.register_udf(time_bucket::udf());
     series::udafs().for_each(|udaf| context.register_udaf(udaf));
 }

@@ -14,26 +14,27 @@ use datafusion::sql::{
 
 use crate::error::{ApiError, Kind, Result};
 
+/// The names under which everything is found.
+pub(crate) const CATALOG: &str = "wattlake";
+pub(crate) const SCHEMA: &str = "public";
+
 const TEXT_BYTES_MAX: usize = 256 << 10;
 const TOKENS_MAX: usize = 50_000;
 const OPERATORS_MAX: usize = 1_000;
 const NESTING_MAX: usize = 100;
+/// Selects and joins make the planner work more than anything else.
+const SELECTS_MAX: usize = 200;
+const JOINS_MAX: usize = 32;
 
 /// Parses a text that must be exactly one query (`SELECT`, `WITH`, `VALUES`, or `EXPLAIN` of one).
 ///
 /// # Errors
 /// Anything else, and texts that are too large or too complex.
 pub(crate) fn parse_query(text: &str) -> Result<Statement> {
-    if text.len() > TEXT_BYTES_MAX {
-        let message = format!("the query is too complex: {} bytes, at most {TEXT_BYTES_MAX}", text.len());
-        return Err(ApiError::invalid(message));
-    }
-    let dialect = PostgreSqlDialect {};
-    let syntax = |message: String| ApiError::invalid(format!("SQL syntax: {message}"));
-    let tokens = Tokenizer::new(&dialect, text).tokenize().map_err(|error| syntax(error.to_string()))?;
-    check_size(&tokens)?;
-    let mut parser = DFParserBuilder::new(text)
-        .with_dialect(&dialect)
+    let tokens = check_text(text)?;
+    let numbered = number_parameters(&tokens);
+    let mut parser = DFParserBuilder::new(numbered.as_deref().unwrap_or(text))
+        .with_dialect(&PostgreSqlDialect {})
         .with_recursion_limit(NESTING_MAX)
         .build()
         .map_err(|error| syntax(error.strip_backtrace()))?;
@@ -54,22 +55,74 @@ pub(crate) fn parse_query(text: &str) -> Result<Statement> {
     ))
 }
 
+/// The text with `?` as `$1`, `$2`, ..., where there are any.
+fn number_parameters(tokens: &[Token]) -> Option<String> {
+    if !tokens.contains(&Token::Question) {
+        return None;
+    }
+    let mut n = 0;
+    let number = |token: &Token| match token {
+        Token::Question => {
+            n += 1;
+            format!("${n}")
+        }
+        other => other.to_string(),
+    };
+    Some(tokens.iter().map(number).collect())
+}
+
+/// The highest number of the parameters `$1`, `$2`, ... in a text.
+pub(crate) fn parameters(text: &str) -> usize {
+    let tokens = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize().unwrap_or_default();
+    let number = |token: Token| match token {
+        Token::Placeholder(name) => name.trim_start_matches('$').parse().ok(),
+        _ => None,
+    };
+    tokens.into_iter().filter_map(number).max().unwrap_or(0)
+}
+
+/// Refuses texts that are too large or too complex to be parsed.
+pub(super) fn check_text(text: &str) -> Result<Vec<Token>> {
+    if text.len() > TEXT_BYTES_MAX {
+        let message = format!("the query is too complex: {} bytes, at most {TEXT_BYTES_MAX}", text.len());
+        return Err(ApiError::invalid(message));
+    }
+    let tokens = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize();
+    let tokens = tokens.map_err(|error| syntax(error.to_string()))?;
+    check_size(&tokens)?;
+    Ok(tokens)
+}
+
+fn syntax(message: String) -> ApiError {
+    ApiError::invalid(format!("SQL syntax: {message}"))
+}
+
+/// Whether a statement only reads.
+pub(crate) fn only_reads(statement: &SqlStatement) -> bool {
+    match statement {
+        SqlStatement::Query(_) => true,
+        SqlStatement::Explain { analyze: false, statement, .. } => only_reads(statement),
+        _ => false,
+    }
+}
+
 fn is_query(statement: &Statement) -> bool {
     match statement {
-        Statement::Statement(inner) => matches!(**inner, SqlStatement::Query(_)),
+        Statement::Statement(inner) => only_reads(inner),
         Statement::Explain(explain) => !explain.options.analyze && is_query(&explain.statement),
         Statement::CreateExternalTable(_) | Statement::CopyTo(_) | Statement::Reset(_) => false,
     }
 }
 
 fn check_size(tokens: &[Token]) -> Result<()> {
-    let mut operators = 0;
-    let mut meaningful = 0;
+    let (mut operators, mut meaningful, mut selects, mut joins) = (0, 0, 0, 0);
     for token in tokens {
         match token {
             Token::Whitespace(_) => continue,
             Token::Word(word) => {
                 let text = word.value.as_str();
+                selects += usize::from(text.eq_ignore_ascii_case("select"));
+                joins += usize::from(text.eq_ignore_ascii_case("join"));
                 let is_operator = word.quote_style.is_none()
                     && [
                         "and",
@@ -103,11 +156,14 @@ fn check_size(tokens: &[Token]) -> Result<()> {
         }
         meaningful += 1;
     }
-    if operators > OPERATORS_MAX || meaningful > TOKENS_MAX {
-        return Err(ApiError::invalid(format!(
-            "the query is too complex: {operators} operators of at most {OPERATORS_MAX}, {meaningful} tokens of at \
-             most {TOKENS_MAX}"
-        )));
+    let counts = [
+        (operators, OPERATORS_MAX, "operators"),
+        (meaningful, TOKENS_MAX, "tokens"),
+        (selects, SELECTS_MAX, "SELECTs"),
+        (joins, JOINS_MAX, "joins"),
+    ];
+    if let Some((n, most, what)) = counts.into_iter().find(|(n, most, _)| n > most) {
+        return Err(ApiError::invalid(format!("the query is too complex: {n} {what}, at most {most}")));
     }
     Ok(())
 }
@@ -128,6 +184,12 @@ mod tests {
         ] {
             assert!(parse_query(text).is_ok(), "{text}");
         }
+    }
+
+    #[test]
+    fn question_marks_are_parameters_but_not_in_texts() {
+        let parsed = parse_query("SELECT '?' AS \"a?\", ? -- ?\n, ?::text").expect("query");
+        assert_eq!(parsed.to_string(), "SELECT '?' AS \"a?\", $1, $2::TEXT");
     }
 
     #[test]
@@ -171,6 +233,11 @@ mod tests {
             format!("SELECT {}1", "-".repeat(5_000)),
             format!("SELECT 1 IN ({})", vec!["1"; 100_000].join(",")),
             format!("SELECT '{}'", "x".repeat(300_000)),
+            format!(
+                "WITH {} SELECT 1",
+                (0..300).map(|i| format!("c{i} AS (SELECT 1)")).collect::<Vec<_>>().join(", ")
+            ),
+            format!("SELECT 1 FROM sites s {}", "JOIN sites USING (id) ".repeat(40)),
         ] {
             let error = parse_query(&text).expect_err("too complex");
             assert_eq!(error.kind, Kind::Invalid);

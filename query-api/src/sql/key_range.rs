@@ -17,11 +17,13 @@ pub(super) struct KeyRange {
     pub to: i64,
     metrics: Option<BTreeSet<String>>,
     entities: Option<BTreeSet<EntityId>>,
+    time: &'static str,
 }
 
 impl KeyRange {
-    pub(super) fn of(filters: &[Expr]) -> Self {
-        let mut range = Self { from: i64::MIN, to: i64::MAX, metrics: None, entities: None };
+    /// `time` is the column that holds times.
+    pub(super) fn of(filters: &[Expr], time: &'static str) -> Self {
+        let mut range = Self { from: i64::MIN, to: i64::MAX, metrics: None, entities: None, time };
         filters.iter().for_each(|filter| range.narrow(filter));
         range
     }
@@ -68,7 +70,7 @@ impl KeyRange {
     }
 
     fn compare(&mut self, column: &str, op: Operator, value: &ScalarValue) {
-        if column == "timestamp" {
+        if column == self.time {
             let Some(micros) = micros(value) else { return };
             match op {
                 Operator::Eq => {
@@ -128,12 +130,15 @@ impl KeyRange {
     }
 }
 
+/// Columns of times, whose casts round.
+const TIMES: [&str; 2] = ["timestamp", "bucket_start"];
+
 /// The column of an expression, also behind a cast: casts of literals' types keep the order of values.
 fn column_name(expr: &Expr) -> Option<&str> {
     match expr {
         Expr::Column(column) => Some(&column.name),
         Expr::Cast(cast) => match &*cast.expr {
-            Expr::Column(column) if column.name != "timestamp" => Some(&column.name),
+            Expr::Column(column) if !TIMES.contains(&column.name.as_str()) => Some(&column.name),
             _ => None,
         },
         _ => None,

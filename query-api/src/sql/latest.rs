@@ -42,7 +42,7 @@ pub(super) async fn table(
     Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
 }
 
-fn to_batch(readings: &[LatestReading]) -> Result<RecordBatch, ArrowError> {
+pub(super) fn to_batch(readings: &[LatestReading]) -> Result<RecordBatch, ArrowError> {
     let text = |of: &dyn Fn(&LatestReading) -> String| -> ArrayRef {
         let mut builder = StringViewBuilder::new().with_deduplicate_strings();
         readings.iter().for_each(|reading| builder.append_value(of(reading)));

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, Float64Array, RecordBatch, StringViewBuilder, TimestampMicrosecondArray},
-    datatypes::{DataType, SchemaRef},
+    datatypes::{DataType, Schema, SchemaRef},
 };
 use async_trait::async_trait;
 use datafusion::{
@@ -66,6 +66,14 @@ impl std::fmt::Debug for MeasurementsTable {
     }
 }
 
+/// The columns of `measurements`.
+pub(super) fn table_schema() -> SchemaRef {
+    let schema = measurement_schema(&DataType::Utf8View);
+    // Field ids are the files' business; in a query they would only make schemas differ.
+    let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_metadata(Default::default()));
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
 /// The only entities whose readings may be seen; `None`: all.
 pub(crate) fn visible_entities(fleet: &Fleet, access: &Access) -> Option<BTreeSet<EntityId>> {
     (!access.sites.is_empty()).then(|| {
@@ -77,11 +85,7 @@ pub(crate) fn visible_entities(fleet: &Fleet, access: &Access) -> Option<BTreeSe
 impl MeasurementsTable {
     pub(super) fn new(view: ReadView, fleet: &Fleet, access: &Access) -> Self {
         let allowed = visible_entities(fleet, access);
-        let schema = Arc::new(measurement_schema(&DataType::Utf8View));
-        // Field ids are the files' business; in a query they would only make schemas differ.
-        let fields: Vec<_> =
-            schema.fields().iter().map(|f| f.as_ref().clone().with_metadata(Default::default())).collect();
-        Self { view, schema: Arc::new(arrow::datatypes::Schema::new(fields)), allowed }
+        Self { view, schema: table_schema(), allowed }
     }
 
     async fn scan_files(
@@ -271,7 +275,7 @@ impl TableProvider for MeasurementsTable {
         filters: &[Expr],
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let mut range = KeyRange::of(filters);
+        let mut range = KeyRange::of(filters, "timestamp");
         if let Some(allowed) = &self.allowed {
             range.restrict_entities(allowed.clone());
         }

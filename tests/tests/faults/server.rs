@@ -73,6 +73,7 @@ impl Server {
         let mut command = Command::new(binary());
         command.args(["serve", "--data-dir", &options.dir.display().to_string()]);
         command.args(["--set", &format!("http.listen=127.0.0.1:{port}")]);
+        command.args(["--set", "postgres.listen=", "--set", "flight.listen="]);
         for setting in &options.settings {
             command.args(["--set", setting]);
         }

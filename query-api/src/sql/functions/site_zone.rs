@@ -37,7 +37,7 @@ impl Zones {
     }
 }
 
-pub(super) fn udf(zones: Zones) -> ScalarUDF {
+pub(in crate::sql) fn udf(zones: Zones) -> ScalarUDF {
     let signature = Signature::exact(vec![DataType::Utf8], Volatility::Stable);
     ScalarUDF::new_from_impl(SiteZone { signature, zones })
 }

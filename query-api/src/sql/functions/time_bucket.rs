@@ -91,7 +91,7 @@ fn width_of(value: &ScalarValue) -> Result<Option<Width>> {
     }
     let width = match value {
         ScalarValue::IntervalMonthDayNano(Some(interval)) => width_of_interval(*interval),
-        text => text_of(text).and_then(|text| text.parse().ok()).filter(|width| *width != Width::All),
+        text => text_of(text).and_then(width_of_text).filter(|width| *width != Width::All),
     };
     match width {
         Some(width) => Ok(Some(width)),
@@ -99,6 +99,21 @@ fn width_of(value: &ScalarValue) -> Result<Option<Width>> {
             "time_bucket: {value} is not a width; write 5m, 15m, 1h, 1d, 1w, 1mo or 1y, or an interval of whole seconds, days or months"
         )),
     }
+}
+
+/// `15m` as in rollups, or `15 minutes`.
+fn width_of_text(text: &str) -> Option<Width> {
+    let Some((number, unit)) = text.trim().split_once(' ') else { return text.parse().ok() };
+    let unit = match unit.trim().trim_end_matches('s') {
+        "minute" | "min" => "m",
+        "hour" => "h",
+        "day" => "d",
+        "week" => "w",
+        "month" | "mon" => "mo",
+        "year" => "y",
+        _ => return None,
+    };
+    format!("{number}{unit}").parse().ok()
 }
 
 fn width_of_interval(interval: IntervalMonthDayNano) -> Option<Width> {

@@ -1,0 +1,188 @@
+"""Generated rollup questions against a slow oracle that knows nothing but the raw rows and the rules.
+
+TEST_SCALE=10 asks two thousand of them; TEST_SEED gives other ones."""
+
+import datetime as dt
+import os
+import random
+from zoneinfo import ZoneInfo
+
+from conftest import SCALE
+
+UTC = dt.timezone.utc
+START = int(dt.datetime(2025, 10, 1, tzinfo=UTC).timestamp())
+DAYS = 40  # clocks change in Berlin, on Lord Howe and in Newfoundland
+QUESTIONS = 200 * SCALE
+ZONES = ["Europe/Berlin", "Australia/Lord_Howe", "Asia/Kathmandu", "Pacific/Apia", "America/St_Johns", "Africa/Casablanca", "UTC"]
+
+
+class Node:
+    def __init__(self, id, site, category, children=(), sources=()):
+        self.id, self.site, self.category, self.children, self.sources = id, site, category, list(children), list(sources)
+
+    def below(self):
+        yield self
+        for child in self.children:
+            yield from child.below()
+
+
+class World:
+    """Three sites in three zones with trees of several categories, and all readings that are stored."""
+
+    def __init__(self, server, rng):
+        self.zones, self.roots, self.rows = {}, [], {}
+        for name, zone in [("a", "Europe/Berlin"), ("b", "America/St_Johns"), ("c", "Australia/Lord_Howe")]:
+            site = self.make(server, "/api/sites", {"name": name, "metadata": {"timezone": zone}})
+            self.zones[site] = zone
+            leaf = lambda category, parent, sources=0: self.meter(server, site, category, parent, sources)
+            main = leaf("CONS", None)
+            floor = leaf("CONS", main)
+            floor.children = [leaf("CONS", floor), leaf("CONS", floor)]
+            roof = leaf("PROD", main, sources=2)
+            main.children = [floor, roof, leaf("CONS", main)]
+            self.roots += [main, leaf("PROD", None, sources=1), leaf("INJ", None)]
+        self.nodes = [node for root in self.roots for node in root.below()]
+        for node in self.nodes:
+            for id in [node.id, *node.sources]:
+                self.fill(rng, id)
+        self.write(server, rng, list(self.rows.items()))
+        # Corrections, some after a flush and some in memory.
+        corrected = rng.sample(sorted(self.rows), len(self.rows) // 20)
+        for key in corrected:
+            self.rows[key] = (rng.randint(0, 800) / 8, rng.choice(["good", "estimated", "bad"]))
+        self.write(server, rng, [(key, self.rows[key]) for key in corrected])
+
+    @staticmethod
+    def make(server, path, body):
+        r = server.post(path, json=body)
+        assert r.status_code == 201, r.text
+        return r.json()["id"]
+
+    def meter(self, server, site, category, parent, sources):
+        body = {"siteId": site, "name": f"{category} {random.random()}", "category": category, "readingFrequency": "hourly"}
+        if parent:
+            body["parentMeterId"] = parent.id
+        id = self.make(server, "/api/meters", body)
+        made = [self.make(server, "/api/energy-sources", {"meterId": id, "name": f"s{n}", "sourceType": "solar"}) for n in range(sources)]
+        return Node(id, site, category, sources=made)
+
+    def fill(self, rng, id):
+        """Hourly energy and half-hourly temperatures with gaps, of some entities and for some of the time."""
+        for metric, step, share in [("energy", 3600, 0.6), ("temperature", 1800, 0.3)]:
+            if rng.random() > share:
+                continue
+            first, last = sorted(rng.sample(range(DAYS + 1), 2))
+            for t in range(START + first * 86_400, START + last * 86_400, step):
+                if rng.random() < 0.85:
+                    self.rows[id, metric, t] = (rng.randint(0, 800) / 8, rng.choice(["good"] * 8 + ["estimated", "bad"]))
+
+    @staticmethod
+    def write(server, rng, rows):
+        lines = [f'{metric},entity_id={id} value={value},quality="{quality}" {t}' for (id, metric, t), (value, quality) in rows]
+        rng.shuffle(lines)
+        for i in range(0, len(lines), 4000):
+            server.write("\n".join(lines[i : i + 4000]))
+            if rng.random() < 0.4:
+                server.flush()
+
+
+def bucket_of(t, bucket, zone):
+    if bucket in ("15m", "1h"):
+        return t - t % {"15m": 900, "1h": 3600}[bucket]
+    day = dt.datetime.fromtimestamp(t, ZoneInfo(zone)).replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    first = {"1d": day, "1w": day - dt.timedelta(days=day.weekday()), "1mo": day.replace(day=1), "1y": day.replace(month=1, day=1)}[bucket]
+    return int(first.astimezone(UTC).timestamp())
+
+
+def aggregate(samples, how):
+    values = [value for _, value in samples]
+    return {"sum": sum(values), "count": len(values), "min": min(values), "max": max(values), "avg": sum(values) / len(values),
+            "first": values[0], "last": values[-1]}[how]
+
+
+class Oracle:
+    def __init__(self, world, metric, bucket, zone, a, b, how, qualities):
+        self.how, self.cells = how, {}
+        sites = {id: node.site for node in world.nodes for id in [node.id, *node.sources]}
+        for (id, of, t), (value, quality) in sorted(world.rows.items(), key=lambda row: row[0][2]):
+            if of == metric and a <= t < b and quality in qualities:
+                key = id, bucket_of(t, bucket, zone or world.zones[sites[id]])
+                self.cells.setdefault(key, []).append((t, value))
+        self.buckets = sorted({bucket for _, bucket in self.cells})
+
+    def of(self, ids, bucket):
+        """The cells of some entities in a bucket."""
+        return [(id, self.cells[id, bucket]) for id in ids if (id, bucket) in self.cells]
+
+    def resolve(self, node, category, bucket):
+        """ROLL-1: own readings, else those of the sources, else what is below; another category does not shadow."""
+        if node.category == category:
+            own = self.of([node.id], bucket) or self.of(node.sources, bucket)
+            if own:
+                return own
+        return [cell for child in node.children for cell in self.resolve(child, category, bucket)]
+
+    def answer(self, roots, single, group):
+        out = {}
+        for bucket in self.buckets:
+            cells = []
+            for root in roots:
+                for category in ("CONS", "PROD", "INJ"):
+                    cells += [(category, root.site, *cell) for cell in self.resolve(root, category, bucket)]
+            for node, id in single:
+                cells += [(node.category, node.site, *cell) for cell in self.of([id], bucket)]
+            for category, site, id, samples in cells:
+                key = bucket, {"total": None, "category": category, "site": site, "entity": id}[group]
+                value, count = out.get(key, (0.0, 0))
+                out[key] = (value + aggregate(samples, self.how), count + len(samples))
+        return {key: (round(value, 6), count) for key, (value, count) in out.items()}
+
+
+def test_generated_rollups(start):
+    seed = int(os.environ.get("TEST_SEED", "20251026"))
+    rng = random.Random(seed)
+    server = start()
+    world = World(server, rng)
+    names = {"category": "category", "site": "siteId", "entity": "entityId"}
+    asked = filled = 0
+    while asked < QUESTIONS:
+        if asked == QUESTIONS // 2:
+            server.post("/api/compact", params={"all": "true"})
+        metric = rng.choice(["energy", "energy", "temperature"])
+        bucket = rng.choice(["15m", "1h", "1d", "1d", "1w", "1mo", "1y"])
+        zone = rng.choice([None, *ZONES])
+        a = START + rng.randrange(-86_400, (DAYS - 1) * 86_400, 900)
+        span = 3 * 86_400 if bucket == "15m" else 30 * 86_400
+        b = a + rng.randrange(900, span, 900)
+        qualities = rng.choice([["good", "estimated"], ["good", "estimated"], ["good"], ["good", "estimated", "bad"]])
+        params = {"metric": metric, "bucket": bucket, "from": str(dt.datetime.fromtimestamp(a, UTC).isoformat()),
+                  "to": dt.datetime.fromtimestamp(b, UTC).isoformat(), "quality": ",".join(qualities)}
+        if zone:
+            params["tz"] = zone
+        scope = rng.choice(["fleet", "site", "meter", "entity"])
+        roots, single = world.roots, []
+        if scope == "site":
+            site = rng.choice(list(world.zones))
+            params["siteId"], roots = site, [root for root in world.roots if root.site == site]
+        elif scope == "meter":
+            node = rng.choice(world.nodes)
+            params["meterId"], roots = node.id, [node]
+        elif scope == "entity":
+            node = rng.choice(world.nodes)
+            id = rng.choice([node.id, *node.sources])
+            params["entityId"], roots, single = id, [], [(node, id)]
+        # What several entities make together is a sum only of sums; local days of several zones have no common start.
+        group, how = "entity", rng.choice(["sum", "count", "min", "max", "avg", "first", "last"])
+        if metric == "energy" and rng.random() < 0.7:
+            how = rng.choice(["sum", "count"])
+            is_mixed = zone is None and scope == "fleet" and bucket not in ("15m", "1h")
+            group = rng.choice(["site", "entity"] if is_mixed else ["total", "category", "site", "entity"])
+        params |= {"by": group, "agg": how}
+        r = server.get("/api/rollup", params=params)
+        assert r.status_code == 200, (params, r.text)
+        at = lambda text: int(dt.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp())
+        got = {(at(row["bucketStart"]), row.get(names.get(group))): (round(row["value"], 6), row["count"]) for row in r.json()}
+        want = Oracle(world, metric, bucket, zone, a, b, how, qualities).answer(roots, single, group)
+        assert got == want, f"seed {seed}: {params}"
+        asked, filled = asked + 1, filled + bool(want)
+    assert filled > QUESTIONS / 3
