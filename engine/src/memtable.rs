@@ -66,6 +66,10 @@ impl Block {
         self.ts.len()
     }
 
+    pub(crate) fn oldest(&self) -> Option<i64> {
+        self.ts.iter().copied().min()
+    }
+
     fn push(&mut self, readings: Readings) {
         let first = self.ts.len() as u32;
         self.metadata.extend(readings.metadata.into_iter().map(|(row, text)| (row + first, text)));

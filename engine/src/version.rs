@@ -167,12 +167,9 @@ impl HotView {
         self.blocks.iter().map(|block| block.rows()).sum()
     }
 
-    /// The time of the oldest row of the series that `wanted` picks.
-    pub fn oldest(&self, wanted: impl Fn(&SeriesKey) -> bool) -> Option<i64> {
-        self.select(i64::MIN, i64::MAX, wanted)
-            .iter()
-            .filter_map(|series| series.rows.ts.first().copied())
-            .min()
+    /// The time of the oldest row.
+    pub fn oldest(&self) -> Option<i64> {
+        self.blocks.iter().filter_map(|block| block.oldest()).min()
     }
 
     /// Rows with `from <= ts < to` of the series that `wanted` picks, merged, in the order of files.

@@ -48,7 +48,7 @@ pub(crate) use stream::ResultStream;
 
 use self::{
     memory::{GivenUp, QueryMemory, SharedMemory},
-    turns::Turns,
+    turns::{QUEUE_WAIT, Turns},
 };
 use crate::{
     error::{ApiError, Kind, Result},
@@ -84,9 +84,8 @@ pub struct SqlRequest {
     /// Less than `query.timeout`.
     pub(crate) timeout: Option<Duration>,
     /// Part of a rollup, which has a turn of its own: rows of one metric in order of entity and time, consumed as they
-    /// come. Files are merged as they stream, which
-    /// takes little memory, instead of read side by side and sorted; `query.max_rows`, which is about answers, does not
-    /// apply.
+    /// come. Files are merged as they stream, which takes little memory, instead of read side by side and sorted;
+    /// `query.max_rows`, which is about answers, does not apply.
     pub(crate) feeds_rollup: bool,
 }
 
@@ -292,15 +291,16 @@ impl QueryService {
         request: SqlRequest,
         tell: impl FnOnce(&LogicalPlan) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let turn = self.turns.take(&request.access).await?;
+        let access = request.access.clone();
         let (planner, service) = (Arc::clone(&self.planner), self.share());
         let mut clock = self.allowance(&request);
-        self.run(async move {
-            let _turn = turn;
+        let limit = clock.limit;
+        let work = Box::pin(async move {
             let (plan, _context) = clock.spend(planner.plan(request, service, GivenUp::default())).await??;
             tell(&plan)
-        })
-        .await
+        });
+        let described = self.run_in_turn(&access, work);
+        timeout(limit + QUEUE_WAIT + STEP, described).await.map_err(|_| too_long(limit))?
     }
 
     /// Parses the text of a client of the Postgres protocol.
@@ -314,9 +314,18 @@ impl QueryService {
         timeout(limit, parsed).await.map_err(|_| too_long(limit))?
     }
 
-    /// A turn to work for a token; without one after a while the answer is 429.
-    pub(crate) async fn turn(&self, access: &Access) -> Result<turns::Turn> {
-        self.turns.take(access).await
+    /// As [`QueryService::run`], when a token has its turn; without one after a while the answer is 429.
+    pub(crate) async fn run_in_turn<T: Send + 'static>(
+        &self,
+        access: &Access,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let turn = self.turns.take(access).await?;
+        self.run(async move {
+            let _turn = turn;
+            work.await
+        })
+        .await
     }
 
     fn allowance(&self, request: &SqlRequest) -> Allowance {

@@ -262,8 +262,10 @@ def test_limits_of_connections(start):
                 return psycopg.connect(**server.postgres()).close() is None
 
         wait_until(has_place, "a place")
-        # A thousand statements fit, and no more; each gives its place back.
+        # A thousand statements fit, and no more; each gives its place back, and one that is wrong takes none.
         connection = connections[0]
+        for n in range(20):
+            assert connection.pgconn.prepare(f"wrong {n}".encode(), b"SELECT nonsense").error_message
         for n in range(1000):
             connection.pgconn.prepare(f"s{n}".encode(), b"SELECT 1")
         refused = connection.pgconn.prepare(b"one more", b"SELECT 1")
@@ -300,6 +302,12 @@ def test_hostile_bytes_end_a_connection_and_nothing_else(full, db):
         login + b"\xff" * 50,
     ]:
         say(data)
+    # After a wrong password nothing is answered, whatever follows.
+    wrong = hello + b"p" + struct.pack("!i", 6) + b"x\0" + b"Q" + struct.pack("!i", 13) + b"SELECT 1\0"
+    with socket.create_connection(("127.0.0.1", full.postgres_port), timeout=30) as s:
+        s.sendall(wrong)
+        answer = b"".join(iter(lambda: s.recv(1 << 16), b""))
+    assert b"28P01" in answer and b"not authenticated" not in answer and answer.count(b"SFATAL") == 1
     assert full.memory() < before + (256 << 20)
     assert db.execute("SELECT 1").fetchone() == (1,)
 

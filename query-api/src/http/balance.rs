@@ -57,11 +57,8 @@ pub(super) async fn balance(
     };
     let request = RollupRequest::new(&of_energy, &app.zone(), app.now())?;
     let queries = Arc::clone(&app.queries);
-    let turn = queries.turn(&access).await?;
-    let work = async move {
-        let _turn = turn;
-        rollup::balance(&queries, &request, &access).await
-    };
-    let batch = app.queries.run(work).await?;
+    let of_whom = access.clone();
+    let work = async move { rollup::balance(&queries, &request, &access).await };
+    let batch = app.queries.run_in_turn(&of_whom, work).await?;
     respond(format, batch.schema(), stream::iter([Ok(batch)])).await
 }

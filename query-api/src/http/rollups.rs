@@ -37,12 +37,9 @@ pub(super) async fn rollup(
         return Ok(unchanged);
     }
     let queries = Arc::clone(&app.queries);
-    let turn = queries.turn(&access).await?;
-    let work = async move {
-        let _turn = turn;
-        rollup::rollup(&queries, &request, &access).await
-    };
-    let batch = app.queries.run(work).await?;
+    let of_whom = access.clone();
+    let work = async move { rollup::rollup(&queries, &request, &access).await };
+    let batch = app.queries.run_in_turn(&of_whom, work).await?;
     let response = respond(format, batch.schema(), stream::iter([Ok(batch)])).await?;
     Ok(match tag {
         Some(tag) => tag.on(response),

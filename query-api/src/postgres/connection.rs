@@ -36,6 +36,8 @@ use super::{
 
 /// From the first byte to a password that is right.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a repeatable-read transaction may ask nothing: it keeps a state of the archive, memory included.
+const SNAPSHOT_IDLE: Duration = Duration::from_secs(60);
 /// How often a client is looked after while its query runs.
 const GONE_CHECK: Duration = Duration::from_millis(500);
 /// Bytes of one message: a query of the largest text and its parameters.
@@ -110,12 +112,12 @@ async fn converse(
             PgWireConnectionState::AwaitingStartup | PgWireConnectionState::AuthenticationInProgress
         );
         let idle = session.server.settings.idle_timeout.0;
-        let (wait, code, why) = match session.snapshot_idle_left() {
-            _ if is_starting => {
-                (STARTUP_TIMEOUT.saturating_sub(started.elapsed()), "08006", "nobody logged in")
-            }
-            Some(left) => (left, "25P03", "the transaction asked nothing for a minute"),
-            None => (idle, "57P05", "the connection was idle (postgres.idle_timeout)"),
+        let (wait, code, why) = if is_starting {
+            (STARTUP_TIMEOUT.saturating_sub(started.elapsed()), "08006", "nobody logged in")
+        } else if session.keeps_snapshot() {
+            (SNAPSHOT_IDLE.min(idle), "25P03", "the transaction asked nothing for a minute")
+        } else {
+            (idle, "57P05", "the connection was idle (postgres.idle_timeout)")
         };
         let next = tokio::select! {
             next = timeout(wait, socket.next()) => next,
@@ -152,7 +154,13 @@ async fn converse(
             () = gone(watched) => return Ok(()),
         };
         if let Err(error) = answered {
-            process_error(socket, error, waits_for_sync).await?;
+            let error = ErrorInfo::from(error);
+            // The library would go on with the next message, as if the client had logged in.
+            let is_last = error.is_fatal();
+            process_error(socket, PgWireError::UserError(Box::new(error)), waits_for_sync).await?;
+            if is_last {
+                return Ok(());
+            }
         }
     }
 }

@@ -433,8 +433,9 @@ impl ExtendedQueryHandler for Handler {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let name = message.name.clone().unwrap_or_else(|| DEFAULT_NAME.to_owned());
+        let stored = StoredStatement::parse(client, &message, self.query_parser()).await?;
         self.session.count_statement(&name, message.query.len())?;
-        match StoredStatement::parse(client, &message, self.query_parser()).await? {
+        match stored {
             Some(mut stored) => {
                 if let Some(columns) =
                     cursors::columns(portals(client.portal_store())?, &stored.statement.statement)

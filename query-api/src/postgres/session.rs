@@ -1,10 +1,6 @@
 //! What a connection remembers.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use datafusion::sql::sqlparser::ast::Statement;
 use parking_lot::Mutex;
@@ -24,8 +20,6 @@ const STATEMENTS_MAX: usize = 1000;
 const STATEMENT_BYTES_MAX: usize = 16 << 20;
 /// Portals and cursors of a connection: each keeps a query.
 const PORTALS_MAX: usize = 16;
-/// How long a repeatable-read transaction may ask nothing: it keeps a state of the archive, memory included.
-const SNAPSHOT_IDLE: Duration = Duration::from_secs(60);
 
 /// How long a cursor lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +51,6 @@ struct State {
 struct Transaction {
     is_repeatable: bool,
     view: Option<View>,
-    asked: Instant,
 }
 
 impl Session {
@@ -76,14 +69,13 @@ impl Session {
         let timeout = state.timeout;
         let view =
             state.transaction.as_mut().filter(|transaction| transaction.is_repeatable).map(|transaction| {
-                transaction.asked = Instant::now();
                 transaction.view.get_or_insert_with(|| self.server.backend.view()).clone()
             });
         Ok(Ask { statement: Arc::clone(statement), params: Vec::new(), access, timeout, view })
     }
 
     pub(super) fn begin(&self, is_repeatable: bool) {
-        let transaction = Transaction { is_repeatable, view: None, asked: Instant::now() };
+        let transaction = Transaction { is_repeatable, view: None };
         self.state.lock().transaction = Some(transaction);
     }
 
@@ -98,11 +90,9 @@ impl Session {
         self.state.lock().transaction = None;
     }
 
-    /// How much longer the connection may ask nothing, if it keeps a state of the archive.
-    pub(super) fn snapshot_idle_left(&self) -> Option<Duration> {
-        let state = self.state.lock();
-        let transaction = state.transaction.as_ref().filter(|transaction| transaction.view.is_some())?;
-        Some(SNAPSHOT_IDLE.saturating_sub(transaction.asked.elapsed()))
+    /// Whether a state of the archive stays because of this connection.
+    pub(super) fn keeps_snapshot(&self) -> bool {
+        self.state.lock().transaction.as_ref().is_some_and(|transaction| transaction.view.is_some())
     }
 
     pub(super) fn set_timeout(&self, timeout: Option<Duration>) {

@@ -12,11 +12,11 @@ use wattlake_catalog::Access;
 use crate::error::{ApiError, Kind, Result};
 
 /// How long a query waits for its turn.
-const QUEUE_WAIT: Duration = Duration::from_secs(5);
+pub(super) const QUEUE_WAIT: Duration = Duration::from_secs(5);
 
 /// Given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(super) struct Turn {
     _of_token: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
