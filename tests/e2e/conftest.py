@@ -21,10 +21,23 @@ POSTGRES = os.environ.get("TEST_POSTGRES_BIN", "")
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared"
 
 
+def candidate_ports():
+    """Ports below those that the system gives to outgoing connections: no client of another test can take
+    one between the choice and the server's start, or while a server restarts."""
+    first, count = 10_000, 20_000
+    start = os.getpid() * 97 % count
+    while True:
+        yield from (first + (start + n) % count for n in range(count))
+
+
+PORTS = candidate_ports()
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    for port in PORTS:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(check, what, seconds=60):

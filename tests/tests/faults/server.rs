@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -57,6 +58,20 @@ impl Options {
     }
 }
 
+/// A port below those that the system gives to outgoing connections, so that no client can take it before
+/// the server does.
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(89);
+    loop {
+        let nth = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let port = u16::try_from(10_000 + nth).expect("below 30,000");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 pub(crate) struct Server {
     child: Child,
     pub url: String,
@@ -67,8 +82,7 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server and waits until it answers; `Err` with its log when it ends instead.
     pub(crate) async fn try_start(options: &Options) -> Result<Self, String> {
-        let port =
-            std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("port").port();
+        let port = free_port();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&options.log).expect("log");
         let mut command = Command::new(binary());
         command.args(["serve", "--data-dir", &options.dir.display().to_string()]);
