@@ -8,6 +8,7 @@ mod checked_store;
 mod data_file;
 mod day_summaries;
 mod delete_file;
+mod embedded;
 #[cfg(test)]
 mod faulty;
 mod last_rows;
@@ -17,6 +18,7 @@ mod row_ranges;
 mod run_column;
 mod scan;
 mod schema;
+mod series_totals;
 mod storage;
 
 pub use checked_store::CheckedStore;
@@ -33,4 +35,6 @@ pub(crate) use row_ranges::{read_row_ranges, read_rows_at};
 pub use scan::rows_between;
 pub(crate) use scan::{Chunk, FileScan, find_positions, read_footer_rows};
 pub use schema::measurement_schema;
+pub use series_totals::{SeriesTotals, TotalledSeries};
+pub(crate) use series_totals::{SeriesTotalsWriter, read_series_totals};
 pub use storage::Storage;

@@ -35,12 +35,16 @@ mod recovery;
 mod rows;
 mod series;
 mod summary;
+mod totals_cache;
 mod verify;
 mod version;
 mod wal;
 mod writer;
 
-pub use archive::{CheckedStore, DaySummary, Storage, StoredReading, measurement_schema, rows_between};
+pub use archive::{
+    CheckedStore, DaySummary, SeriesTotals, Storage, StoredReading, TotalledSeries, measurement_schema,
+    rows_between,
+};
 pub use backup::{BackupContents, BackupFile, restore};
 pub use batch::{Batch, BatchSeries};
 pub use bulk::{BulkImport, BulkReport};

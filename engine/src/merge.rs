@@ -238,7 +238,7 @@ impl<'a> FileSink<'a> {
         let encoder = match &mut self.encoder {
             Some(encoder) => encoder,
             None => self.encoder.insert(match &self.meanings {
-                Some(meanings) => DataFileEncoder::with_day_summaries(self.level, Arc::clone(meanings))?,
+                Some(meanings) => DataFileEncoder::with_summaries(self.level, Arc::clone(meanings))?,
                 None => DataFileEncoder::new(self.level)?,
             }),
         };

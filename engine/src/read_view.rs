@@ -8,8 +8,8 @@ use std::{
 use wattlake_catalog::{DataFile, EntityId, Manifest};
 
 use crate::{
-    DaySummary, Error, LatestReading, Result, SeriesKey, SeriesRows, Storage, StoredReading,
-    archive::{deleted_rows, find_rows, read_day_summaries, read_row_ranges},
+    DaySummary, Error, LatestReading, Result, SeriesKey, SeriesRows, SeriesTotals, Storage, StoredReading,
+    archive::{Level, deleted_rows, find_rows, read_day_summaries, read_row_ranges},
     flush::wanted_series,
     version::{HotView, Versions},
 };
@@ -57,6 +57,17 @@ impl ReadView {
             }
         }
         Ok(Some(days))
+    }
+
+    /// Whether a file may hold totals of its series: it does unless they would be nearly as large as its rows.
+    pub fn may_have_totals(file: &DataFile) -> bool {
+        Level::of_number(file.level) > Level::Flush
+    }
+
+    /// The totals of the series of a file; `None` when it does not hold them. They count all of its rows, also those that this
+    /// view must not show.
+    pub async fn series_totals(&self, file: &DataFile) -> Result<Option<Arc<SeriesTotals>>> {
+        self.versions.totals.of_file(&self.storage, &self.manifest, file).await
     }
 
     /// Some stretches of a file's rows, which ascend and lie apart, without those that this view must not show. Answers the

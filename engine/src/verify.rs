@@ -1,6 +1,7 @@
 //! `verify`: whether the archive is what the catalog says it is. Reads everything, changes nothing.
 
 mod day_check;
+mod totals_check;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,10 +13,10 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 use wattlake_catalog::{DataFile, EntityId, Manifest, StoredFile};
 
-use self::day_check::DayCheck;
+use self::{day_check::DayCheck, totals_check::TotalsCheck};
 use crate::{
     Engine, Result, Storage,
-    archive::{Chunk, FileScan, deleted_rows, read_day_summaries, read_footer_rows},
+    archive::{Chunk, FileScan, deleted_rows, read_day_summaries, read_footer_rows, read_series_totals},
     background,
     compaction::Input,
     flush::month_of,
@@ -241,6 +242,7 @@ fn verify_file(
     let all = EntityId(Uuid::nil())..=EntityId(Uuid::max());
     let days = handle.block_on(read_day_summaries(storage, file, None, &all))?;
     let mut days = DayCheck::new(days);
+    let mut totals = TotalsCheck::new(handle.block_on(read_series_totals(storage, file))?);
     let bounds = &file.bounds;
     let mut rows = 0;
     let (min_entity, max_entity) = (bounds.min_entity.as_str(), bounds.max_entity.as_str());
@@ -248,6 +250,7 @@ fn verify_file(
         let (key, part): Chunk = chunk?;
         rows += part.len() as u64;
         days.take(&key, &part);
+        totals.take(&key, &part, &|unit| series.unit(unit));
         let entity = key.entity.to_string();
         let in_bounds = (min_entity..=max_entity).contains(&entity.as_str())
             && (bounds.min_metric.as_str()..=bounds.max_metric.as_str()).contains(&&*key.metric)
@@ -256,7 +259,7 @@ fn verify_file(
             return Ok(Some(format!("rows of {} of entity {entity} lie outside of its bounds", key.metric)));
         }
     }
-    if let Some(message) = days.finish() {
+    if let Some(message) = days.finish().or(totals.finish()?) {
         return Ok(Some(message));
     }
     let is_right = rows == file.rows && in_footer == file.rows;

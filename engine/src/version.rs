@@ -15,6 +15,7 @@ use crate::{
     memtable::{Block, Memtable, newest_rows, sort_blocks},
     rows::SeriesRows,
     series::{SeriesId, SeriesKey, SeriesTable, UnitId},
+    totals_cache::TotalsCache,
 };
 
 /// A memtable that takes no more rows, waiting for or in flush.
@@ -43,6 +44,7 @@ pub(crate) struct Versions {
     pub series: Arc<SeriesTable>,
     high_water: RwLock<HighWater>,
     pub latest: LatestCache,
+    pub totals: TotalsCache,
 }
 
 /// Latest flushed timestamp per series: a row above it is in no file.
@@ -70,6 +72,7 @@ impl Versions {
             series,
             high_water: RwLock::new(HighWater { exact: HashMap::new(), others }),
             latest: LatestCache::default(),
+            totals: TotalsCache::default(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Archives for tests.
 
+pub(crate) mod history;
+
 use std::{
     path::Path,
     sync::{Arc, atomic::AtomicI64},

@@ -12,6 +12,7 @@ mod postgres;
 mod rollups;
 mod schema;
 mod session;
+mod totals;
 
 pub(crate) use functions::measurement_id;
 pub(crate) use guard::{CATALOG, SCHEMA, only_reads, parameters as count_parameters, parse_query};

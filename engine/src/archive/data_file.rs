@@ -24,9 +24,11 @@ use wattlake_catalog::{BlockSums, EntityId, FileBounds, NewDataFile, StoredFile}
 
 use super::{
     Storage,
-    day_summaries::{DaySummaryWriter, embed, length_entry},
+    day_summaries::DaySummaryWriter,
+    embedded::{Embedded, embed},
     measurement_schema,
     run_column::RunColumn,
+    series_totals::SeriesTotalsWriter,
 };
 use crate::{Error, Result, SeriesKey, UnitId, meaning::Meanings, rows::Rows};
 
@@ -79,9 +81,15 @@ pub(crate) struct DataFileEncoder {
     columns: ArrowRowGroupWriterFactory,
     group: Option<RowGroup>,
     /// Only in files that live long.
-    days: Option<DaySummaryWriter>,
+    summaries: Option<Summaries>,
     rows: u64,
     bounds: Option<Bounds>,
+}
+
+/// What the file says of its rows beside them.
+struct Summaries {
+    days: DaySummaryWriter,
+    totals: SeriesTotalsWriter,
 }
 
 struct Bounds {
@@ -98,13 +106,14 @@ impl DataFileEncoder {
             ArrowWriterOptions::new().with_properties(properties(level)).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
         let (file, columns) = writer.into_serialized_writer()?;
-        Ok(Self { level, schema, file, columns, group: None, days: None, rows: 0, bounds: None })
+        Ok(Self { level, schema, file, columns, group: None, summaries: None, rows: 0, bounds: None })
     }
 
-    /// A file that also holds the summaries of its days.
-    pub(crate) fn with_day_summaries(level: Level, meanings: Arc<Meanings>) -> Result<Self> {
-        let days = Some(DaySummaryWriter::new(meanings)?);
-        Ok(Self { days, ..Self::new(level)? })
+    /// A file that also holds the summaries of its days and the totals of its series.
+    pub(crate) fn with_summaries(level: Level, meanings: Arc<Meanings>) -> Result<Self> {
+        let days = DaySummaryWriter::new(meanings)?;
+        let summaries = Some(Summaries { days, totals: SeriesTotalsWriter::default() });
+        Ok(Self { summaries, ..Self::new(level)? })
     }
 
     pub(crate) fn rows(&self) -> u64 {
@@ -138,8 +147,9 @@ impl DataFileEncoder {
             bounds.metric.1 = Arc::clone(&key.metric);
         }
         self.rows += range.len() as u64;
-        if let Some(days) = &mut self.days {
+        if let Some(Summaries { days, totals }) = &mut self.summaries {
             days.append(key, rows, range.clone())?;
+            totals.append(key, rows, range.clone(), unit);
         }
         let mut rest = range;
         while !rest.is_empty() {
@@ -177,14 +187,18 @@ impl DataFileEncoder {
     pub(crate) fn finish(mut self, month: &str) -> Result<EncodedFile> {
         let bounds = self.bounds.take().ok_or_else(|| Error::internal("a data file without rows"))?;
         self.close_group()?;
-        let days = self.days.take().map(DaySummaryWriter::finish).transpose()?;
-        if let Some(table) = &days {
-            self.file.append_key_value_metadata(length_entry(table));
+        let mut tables = Vec::new();
+        if let Some(Summaries { days, totals }) = self.summaries.take() {
+            if let Some(table) = totals.into_table()? {
+                self.file.append_key_value_metadata(Embedded::SeriesTotals.length_entry(&table));
+                tables.push(table);
+            }
+            let table = days.finish()?;
+            self.file.append_key_value_metadata(Embedded::DaySummaries.length_entry(&table));
+            tables.push(table);
         }
         let mut bytes = self.file.into_inner()?;
-        if let Some(table) = &days {
-            embed(&mut bytes, table)?;
-        }
+        embed(&mut bytes, &tables)?;
         let bytes = Bytes::from(bytes);
         let stored = describe(Storage::new_data_path(month), &bytes)?;
         let Bounds { ts, entity, metric } = bounds;

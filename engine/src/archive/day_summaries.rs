@@ -1,8 +1,6 @@
 //! Summaries by series and day inside a data file, so that rollups by days and more need not read its rows.
 //!
-//! They are a small Parquet table of their own between the file's page index and its footer, where other readers do not look
-//! (docs/formats/day-summaries.md). They live and die with the file, and hold exactly its rows: nothing can make them stale but a delete
-//! file, whose positions tell which days no longer count.
+//! They are a table of their own inside the file (docs/formats/day-summaries.md).
 
 use std::{
     ops::{Range, RangeInclusive},
@@ -16,20 +14,12 @@ use arrow::{
     },
     datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type, Schema, UInt8Type},
 };
-use bytes::Bytes;
-use futures::{FutureExt, TryStreamExt, future::BoxFuture};
+use futures::TryStreamExt;
 use jiff::tz::TimeZone;
 use parquet::{
-    arrow::{
-        ArrowWriter, ParquetRecordBatchStreamBuilder, arrow_reader::ArrowReaderOptions,
-        arrow_writer::ArrowWriterOptions, async_reader::AsyncFileReader,
-    },
+    arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
     basic::{Compression, Encoding, ZstdLevel},
-    errors::Result as ParquetResult,
-    file::{
-        metadata::{KeyValue, ParquetMetaData, ParquetMetaDataReader},
-        properties::WriterProperties,
-    },
+    file::properties::WriterProperties,
     schema::types::ColumnPath,
 };
 use wattlake_catalog::{DataFile, EntityId};
@@ -38,9 +28,8 @@ use wattlake_config::MetricKind;
 use super::{
     Storage,
     calendar::{Calendar, LocalDay},
-    data_file::footer_bytes,
+    embedded::Embedded,
     lookup::key_bounds,
-    object_reader::ObjectReader,
 };
 use crate::{
     Error, Result, SeriesKey,
@@ -49,8 +38,6 @@ use crate::{
     summary::{HOLD_CADENCES, Point, Summary},
 };
 
-/// Key of the file's metadata that holds the length of the table in bytes.
-const LENGTH_KEY: &str = "wattlake.day_summaries";
 /// Days are read in groups. Each has the ids of its series, so that smaller ones would be larger in all.
 const GROUP_DAYS: usize = 64 << 10;
 /// They are few, so that this costs little.
@@ -59,9 +46,6 @@ const ZSTD_LEVEL: i32 = 15;
 /// nearly as large as its rows.
 const SPARSE_ROWS: u64 = 64;
 const JOINED_ROWS_MAX: u64 = 512;
-/// Length of the footer's length and the magic number at the end of a Parquet file.
-const TAIL_BYTES: usize = 8;
-
 /// A day of a series in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DaySummary {
@@ -374,56 +358,6 @@ impl Days {
     }
 }
 
-/// The entry of the file's metadata for a table of this length.
-pub(super) fn length_entry(table: &[u8]) -> KeyValue {
-    KeyValue::new(LENGTH_KEY.to_owned(), table.len().to_string())
-}
-
-/// Puts the table before the footer of a file whose metadata says its length.
-pub(super) fn embed(file: &mut Vec<u8>, table: &[u8]) -> Result<()> {
-    let footer = file.len() - TAIL_BYTES - footer_bytes(file)? as usize;
-    file.splice(footer..footer, table.iter().copied());
-    Ok(())
-}
-
-/// Where the table lies in a file; `None` when it has none.
-fn find(file: &DataFile, metadata: &ParquetMetaData) -> Option<Range<u64>> {
-    let entries = metadata.file_metadata().key_value_metadata()?;
-    let length = entries.iter().find(|entry| entry.key == LENGTH_KEY)?.value.as_ref()?.parse::<u64>().ok()?;
-    let end = file.stored.bytes.checked_sub(TAIL_BYTES as u64 + file.stored.footer_bytes)?;
-    Some(end.checked_sub(length)?..end)
-}
-
-/// A Parquet file inside another one.
-struct EmbeddedReader {
-    file: ObjectReader,
-    place: Range<u64>,
-}
-
-impl AsyncFileReader for EmbeddedReader {
-    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
-        let start = self.place.start;
-        self.file.get_bytes(start + range.start..start + range.end)
-    }
-
-    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, ParquetResult<Vec<Bytes>>> {
-        let start = self.place.start;
-        self.file.get_byte_ranges(ranges.iter().map(|r| start + r.start..start + r.end).collect())
-    }
-
-    fn get_metadata<'a>(
-        &'a mut self,
-        _options: Option<&'a ArrowReaderOptions>,
-    ) -> BoxFuture<'a, ParquetResult<Arc<ParquetMetaData>>> {
-        async move {
-            let bytes = self.place.end - self.place.start;
-            let reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(bytes.min(64 << 10) as usize));
-            reader.load_and_finish(self, bytes).await.map(Arc::new)
-        }
-        .boxed()
-    }
-}
-
 /// The days of a metric (`None`: of all) in a file, in the order of its rows, of entities in a range; `None` when the file has no
 /// summaries.
 pub(crate) async fn read_day_summaries(
@@ -432,13 +366,8 @@ pub(crate) async fn read_day_summaries(
     metric: Option<&str>,
     entities: &RangeInclusive<EntityId>,
 ) -> Result<Option<Vec<DaySummary>>> {
-    let mut reader = ObjectReader::new(storage, &file.stored);
-    let metadata = reader.get_metadata(None).await?;
-    let Some(place) = find(file, &metadata) else { return Ok(None) };
     let schema = Arc::new(schema());
-    let options = ArrowReaderOptions::new().with_schema(Arc::clone(&schema));
-    let reader = EmbeddedReader { file: reader, place };
-    let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
+    let Some(builder) = Embedded::DaySummaries.open(storage, file, &schema).await? else { return Ok(None) };
     let (low, high) = (entities.start().to_string(), entities.end().to_string());
     let bounds = key_bounds(builder.metadata(), &schema)?.into_iter().enumerate();
     let hit = bounds.filter(|(_, group)| metric.is_none_or(|metric| group.may_hold(metric, &low, &high)));

@@ -130,6 +130,41 @@ impl KeyRange {
     }
 }
 
+/// The times that a comparison of the column `time` with constants lets pass, no more and no fewer: microseconds since 1970 UTC,
+/// `from <= ts < to`. `None` when the filter is anything else.
+pub(super) fn exact_times(filter: &Expr, time: &str) -> Option<(i64, i64)> {
+    let is_time = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == time);
+    let compare = |op: Operator, value: &ScalarValue| -> Option<(i64, i64)> {
+        if matches!(value, ScalarValue::TimestampNanosecond(Some(t), _) if t % 1000 != 0) {
+            return None;
+        }
+        let at = micros(value)?;
+        let after = at.checked_add(1)?;
+        match op {
+            Operator::Eq => Some((at, after)),
+            Operator::Gt => Some((after, i64::MAX)),
+            Operator::GtEq => Some((at, i64::MAX)),
+            Operator::Lt => Some((i64::MIN, at)),
+            Operator::LtEq => Some((i64::MIN, after)),
+            _ => None,
+        }
+    };
+    match filter {
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (&**left, &**right) {
+            (column, Expr::Literal(value, _)) if is_time(column) => compare(*op, value),
+            (Expr::Literal(value, _), column) if is_time(column) => compare(op.swap()?, value),
+            _ => None,
+        },
+        Expr::Between(between) if !between.negated && is_time(&between.expr) => {
+            let (Expr::Literal(low, _), Expr::Literal(high, _)) = (&*between.low, &*between.high) else {
+                return None;
+            };
+            Some((compare(Operator::GtEq, low)?.0, compare(Operator::LtEq, high)?.1))
+        }
+        _ => None,
+    }
+}
+
 /// Columns of times, whose casts round.
 const TIMES: [&str; 2] = ["timestamp", "bucket_start"];
 

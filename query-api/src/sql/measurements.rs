@@ -3,7 +3,7 @@
 //! Files are pruned by the manifest, row groups and pages by their statistics; deleted and superseded rows are row
 //! selections, so that every predicate may be pushed into the Parquet scan.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, Float64Array, RecordBatch, StringViewBuilder, TimestampMicrosecondArray},
@@ -52,6 +52,23 @@ const WHOLE_FILES_MIN: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeyOrder;
 
+/// A file and which of its rows a scan leaves out.
+pub(super) struct FileRows<'a> {
+    pub file: &'a Arc<DataFile>,
+    /// Positions of rows that must not be seen, in order.
+    pub hidden: Vec<u64>,
+    /// Stretches that need not be read, in order and apart.
+    pub covered: Vec<Range<u64>>,
+}
+
+impl FileRows<'_> {
+    /// Whether no row is left.
+    fn is_empty(&self) -> bool {
+        let covered: u64 = self.covered.iter().map(|rows| rows.end - rows.start).sum();
+        covered >= self.file.rows || self.hidden.len() as u64 >= self.file.rows
+    }
+}
+
 /// The table as one query sees it.
 pub(crate) struct MeasurementsTable {
     view: ReadView,
@@ -88,39 +105,54 @@ impl MeasurementsTable {
         Self { view, schema: table_schema(), allowed }
     }
 
-    async fn scan_files(
+    pub(super) fn view(&self) -> &ReadView {
+        &self.view
+    }
+
+    /// What filters say about keys, and what access does.
+    pub(super) fn key_range(&self, filters: &[Expr]) -> KeyRange {
+        let mut range = KeyRange::of(filters, "timestamp");
+        if let Some(allowed) = &self.allowed {
+            range.restrict_entities(allowed.clone());
+        }
+        range
+    }
+
+    /// The files that may hold such keys, with the rows of them that the view must not show.
+    pub(super) async fn files(&self, range: &KeyRange) -> Result<Vec<FileRows<'_>>> {
+        let late = self.view.late_rows(range.from, range.to, |key| range.wants(key));
+        let mut files = Vec::new();
+        for file in self.view.manifest.files.iter().filter(|file| range.may_hold(file)) {
+            let hidden = self.view.hidden_rows(file, &late).await.map_err(unreadable)?;
+            files.push(FileRows { file, hidden, covered: Vec::new() });
+        }
+        Ok(files)
+    }
+
+    fn scan_files(
         &self,
         state: &dyn Session,
-        files: Vec<&Arc<DataFile>>,
-        range: &KeyRange,
+        mut files: Vec<FileRows<'_>>,
         ordering: Option<&LexOrdering>,
     ) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
+        let partitions = state.config().target_partitions();
+        let are_split = ordering.is_none() && files.len() < WHOLE_FILES_MIN * partitions;
+        files.retain(|rows| !rows.is_empty());
         if files.is_empty() {
             return Ok(Vec::new());
         }
-        let late = self.view.late_rows(range.from, range.to, |key| range.wants(key));
-        let partitions = state.config().target_partitions();
-        let are_split = ordering.is_none() && files.len() < WHOLE_FILES_MIN * partitions;
         let mut pieces = Vec::with_capacity(files.len());
-        for file in &files {
-            let hidden = self.view.hidden_rows(file, &late).await;
-            let hidden =
-                hidden.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
-            if hidden.len() as u64 >= file.rows {
-                continue;
-            }
+        for rows in &files {
+            let file = rows.file;
             let parts = if are_split && file.rows >= SPLIT_ROWS_MIN { partitions.max(1) } else { 1 };
             let bytes = file.stored.bytes / parts as u64;
-            pieces.extend((0..parts).map(|part| (bytes, partitioned_file(file, &hidden, part, parts))));
-        }
-        if pieces.is_empty() {
-            return Ok(Vec::new());
+            pieces.extend((0..parts).map(|part| (bytes, partitioned_file(rows, part, parts))));
         }
         let groups = match ordering {
             Some(_) => pieces.into_iter().map(|(_, file)| FileGroup::new(vec![file])).collect(),
             None => balanced(pieces, partitions),
         };
-        let store = CheckedStore::new(self.view.storage(), files.iter().map(|file| &file.stored));
+        let store = CheckedStore::new(self.view.storage(), files.iter().map(|rows| &rows.file.stored));
         let cache = state.runtime_env().cache_manager.get_file_metadata_cache();
         let mut options = state.default_table_options().parquet;
         if ordering.is_some() {
@@ -140,6 +172,34 @@ impl MeasurementsTable {
             .with_output_ordering(ordering.cloned().into_iter().collect())
             .build();
         Ok(vec![DataSourceExec::from_data_source(config)])
+    }
+
+    /// The rows of some files and of memory, in all columns: those that may pass filters, and maybe more.
+    pub(super) fn rows(
+        &self,
+        state: &dyn Session,
+        files: Vec<FileRows<'_>>,
+        range: &KeyRange,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let is_ordered =
+            state.config().get_extension::<KeyOrder>().is_some() && files.len() <= ORDERED_FILES_MAX;
+        let ordering = if is_ordered { self.key_ordering()? } else { None };
+        let mut parts = self.scan_files(state, files, ordering.as_ref())?;
+        if let Some(batch) = self.hot_batch(range)? {
+            let source = MemorySourceConfig::try_new(&[vec![batch]], self.schema(), None)?;
+            let source = source.try_with_sort_information(ordering.into_iter().collect())?;
+            parts.push(DataSourceExec::from_data_source(source));
+        }
+        let plan: Arc<dyn ExecutionPlan> = match parts.len() {
+            0 => return Ok(Arc::new(EmptyExec::new(self.schema()))),
+            1 => parts.remove(0),
+            _ => UnionExec::try_new(parts)?,
+        };
+        let Some(allowed) = &self.allowed else { return Ok(plan) };
+        let ids = allowed.iter().map(|id| lit(ScalarValue::Utf8View(Some(id.to_string())))).collect();
+        let entity = col("entity_id", &self.schema)?;
+        let filter = InListExpr::try_new(entity, ids, false, &self.schema)?;
+        Ok(Arc::new(FilterExec::try_new(Arc::new(filter), plan)?))
     }
 
     /// The order of rows in files and of those in memory.
@@ -193,8 +253,13 @@ impl MeasurementsTable {
     }
 }
 
-/// One of several parts of a file's rows, without the hidden ones.
-fn partitioned_file(file: &DataFile, hidden: &[u64], part: usize, parts: usize) -> PartitionedFile {
+pub(super) fn unreadable(error: wattlake_engine::Error) -> DataFusionError {
+    DataFusionError::External(Box::new(ApiError::from(error)))
+}
+
+/// One of several parts of a file's rows, without those that are left out.
+fn partitioned_file(rows: &FileRows<'_>, part: usize, parts: usize) -> PartitionedFile {
+    let file = rows.file;
     let meta = ObjectMeta {
         location: Storage::object_path(&file.stored),
         // Names are never reused, so the time tells caches nothing.
@@ -205,10 +270,10 @@ fn partitioned_file(file: &DataFile, hidden: &[u64], part: usize, parts: usize) 
     };
     let partitioned = PartitionedFile::new_from_meta(meta)
         .with_metadata_size_hint(usize::try_from(file.stored.footer_bytes).unwrap_or(0) + 8);
-    if hidden.is_empty() && parts == 1 {
+    if rows.hidden.is_empty() && rows.covered.is_empty() && parts == 1 {
         return partitioned;
     }
-    partitioned.with_extension(access_plan(file, hidden, part as u64, parts as u64))
+    partitioned.with_extension(access_plan(rows, part as u64, parts as u64))
 }
 
 /// Spreads files with their sizes over partitions of about the same size.
@@ -228,30 +293,46 @@ fn balanced(mut files: Vec<(u64, PartitionedFile)>, partitions: usize) -> Vec<Fi
         .collect()
 }
 
-/// Row selections of a file's row groups without the hidden rows. Each part has its share of every group, so that all have work
+/// Row selections of a file's row groups without the rows that are left out. Each part has its share of every group, so that all have work
 /// whatever groups a filter leaves; pages without any of the rows are not read.
-fn access_plan(file: &DataFile, hidden: &[u64], part: u64, parts: u64) -> ParquetAccessPlan {
+fn access_plan(rows: &FileRows<'_>, part: u64, parts: u64) -> ParquetAccessPlan {
+    let file = rows.file;
     let mut groups = Vec::new();
     let mut start = 0;
     while start < file.rows {
         let end = (start + file.row_group_rows).min(file.rows);
         let share = |part: u64| start + (end - start) * part / parts;
         let (first, last) = (share(part), share(part + 1));
-        let inside = hidden.partition_point(|row| *row < first)..hidden.partition_point(|row| *row < last);
-        let inside = &hidden[inside];
-        groups.push(if inside.is_empty() && (first, last) == (start, end) {
-            RowGroupAccess::Scan
-        } else if inside.len() as u64 == last - first {
-            RowGroupAccess::Skip
-        } else {
-            let mut selectors = vec![RowSelector::skip((first - start) as usize)];
-            selectors.extend(Vec::from(rows_between(first, last, inside)));
-            selectors.push(RowSelector::skip((end - last) as usize));
-            RowGroupAccess::Selection(RowSelection::from(selectors))
+        let mut selectors = vec![RowSelector::skip((first - start) as usize)];
+        let next = rows.covered.partition_point(|covered| covered.end <= first);
+        let mut at = first;
+        for covered in rows.covered[next..].iter().take_while(|covered| covered.start < last) {
+            let (from, to) = (covered.start.max(at), covered.end.min(last));
+            selectors.extend(visible(at..from, &rows.hidden));
+            selectors.push(RowSelector::skip((to - from) as usize));
+            at = to;
+        }
+        selectors.extend(visible(at..last, &rows.hidden));
+        selectors.push(RowSelector::skip((end - last) as usize));
+        let selection = RowSelection::from(selectors);
+        groups.push(match selection.row_count() as u64 {
+            0 => RowGroupAccess::Skip,
+            rows if rows == end - start => RowGroupAccess::Scan,
+            _ => RowGroupAccess::Selection(selection),
         });
         start = end;
     }
     ParquetAccessPlan::new(groups)
+}
+
+/// Selectors of some rows without the hidden ones.
+fn visible(rows: Range<u64>, hidden: &[u64]) -> Vec<RowSelector> {
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let inside =
+        hidden.partition_point(|row| *row < rows.start)..hidden.partition_point(|row| *row < rows.end);
+    Vec::from(rows_between(rows.start, rows.end, &hidden[inside]))
 }
 
 #[async_trait]
@@ -275,31 +356,8 @@ impl TableProvider for MeasurementsTable {
         filters: &[Expr],
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let mut range = KeyRange::of(filters, "timestamp");
-        if let Some(allowed) = &self.allowed {
-            range.restrict_entities(allowed.clone());
-        }
-        let files: Vec<_> = self.view.manifest.files.iter().filter(|file| range.may_hold(file)).collect();
-        let is_ordered =
-            state.config().get_extension::<KeyOrder>().is_some() && files.len() <= ORDERED_FILES_MAX;
-        let ordering = if is_ordered { self.key_ordering()? } else { None };
-        let mut parts = self.scan_files(state, files, &range, ordering.as_ref()).await?;
-        if let Some(batch) = self.hot_batch(&range)? {
-            let source = MemorySourceConfig::try_new(&[vec![batch]], self.schema(), None)?;
-            let source = source.try_with_sort_information(ordering.into_iter().collect())?;
-            parts.push(DataSourceExec::from_data_source(source));
-        }
-        let mut plan: Arc<dyn ExecutionPlan> = match parts.len() {
-            0 => Arc::new(EmptyExec::new(self.schema())),
-            1 => parts.remove(0),
-            _ => UnionExec::try_new(parts)?,
-        };
-        if let Some(allowed) = &self.allowed {
-            let ids = allowed.iter().map(|id| lit(ScalarValue::Utf8View(Some(id.to_string())))).collect();
-            let entity = col("entity_id", &self.schema)?;
-            let filter = InListExpr::try_new(entity, ids, false, &self.schema)?;
-            plan = Arc::new(FilterExec::try_new(Arc::new(filter), plan)?);
-        }
+        let range = self.key_range(filters);
+        let plan = self.rows(state, self.files(&range).await?, &range)?;
         match projection {
             None => Ok(plan),
             Some(indices) => {
@@ -368,16 +426,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_are_all_visible_rows_once(
+        fn parts_are_all_rows_that_are_not_left_out_once(
             rows_in_all in 1u64..200, group in 1u64..70, parts in 1u64..5, hidden in prop::collection::btree_set(0u64..200, 0..60),
+            edges in prop::collection::btree_set(0u64..200, 0..8),
         ) {
-            let file = file(rows_in_all, group);
+            let file = Arc::new(file(rows_in_all, group));
             let hidden: Vec<u64> = hidden.into_iter().filter(|row| *row < rows_in_all).collect();
-            let mut found: Vec<u64> = (0..parts)
-                .flat_map(|part| rows(&access_plan(&file, &hidden, part, parts), &file))
-                .collect();
+            let edges: Vec<u64> = edges.into_iter().filter(|row| *row < rows_in_all).collect();
+            let covered: Vec<Range<u64>> = edges.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect();
+            let is_left_out = |row: u64| {
+                hidden.binary_search(&row).is_ok() || covered.iter().any(|covered| covered.contains(&row))
+            };
+            let expected: Vec<u64> = (0..rows_in_all).filter(|row| !is_left_out(*row)).collect();
+            let file_rows = FileRows { file: &file, hidden: hidden.clone(), covered: covered.clone() };
+            let mut found: Vec<u64> =
+                (0..parts).flat_map(|part| rows(&access_plan(&file_rows, part, parts), &file)).collect();
             found.sort_unstable();
-            let expected: Vec<u64> = (0..rows_in_all).filter(|row| hidden.binary_search(row).is_err()).collect();
             prop_assert_eq!(found, expected);
         }
     }

@@ -15,6 +15,7 @@ use super::{
     guard::{self, CATALOG, SCHEMA},
     information_schema::InformationSchema,
     postgres::Compatibility,
+    totals::UseTotals,
 };
 use crate::error::{ApiError, Result as ApiResult};
 
@@ -33,6 +34,7 @@ impl Sessions {
             SessionStateBuilder::new().with_config(config()).with_default_features().build(),
         );
         functions::register(&context);
+        context.add_optimizer_rule(Arc::new(UseTotals));
         let postgres = Compatibility::install(&context)?;
         bounded::replace_unbounded(&context)?;
         Ok(Self { template: context.state(), postgres })

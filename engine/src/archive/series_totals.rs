@@ -1,0 +1,296 @@
+//! Totals of each series inside a data file: how many readings, their sum and their extremes. A file holds rows of one month, so
+//! that aggregates over months and more need neither its rows nor its days.
+//!
+//! They are a table of their own inside the file (docs/formats/series-totals.md).
+
+use std::{ops::Range, sync::Arc};
+
+use arrow::{
+    array::{
+        ArrayAccessor, ArrayRef, AsArray, Float64Builder, Int64Builder, RecordBatch, StringArray,
+        StringDictionaryBuilder, TimestampMicrosecondBuilder,
+    },
+    datatypes::{DataType, Field, Int32Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType},
+};
+use futures::TryStreamExt;
+use parquet::{
+    arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
+    basic::{Compression, Encoding, ZstdLevel},
+    file::properties::WriterProperties,
+    schema::types::ColumnPath,
+};
+use wattlake_catalog::{DataFile, EntityId, EntityType, Quality};
+
+use super::{Storage, embedded::Embedded};
+use crate::{Error, Result, SeriesKey, UnitId, rows::Rows};
+
+/// They are few, so that this costs little.
+const ZSTD_LEVEL: i32 = 15;
+/// A file whose totals stand for fewer rows than this, on average, has none: they would be nearly as large as its rows.
+const ROWS_PER_TOTAL_MIN: u64 = 32;
+/// A series has one total for each unit and quality that its rows have. A file with a series of more has no totals.
+const TOTALS_PER_SERIES_MAX: usize = 16;
+
+/// The totals of one file.
+#[derive(Debug)]
+pub struct SeriesTotals {
+    /// One row for each series, unit and quality: `metric`, `entity_id`, `entity_type`, `unit`, `quality` (dictionaries of texts),
+    /// `rows` (number), `first`, `last` (times of readings), `sum`, `min`, `max` (of their values, in `unit`).
+    pub batch: RecordBatch,
+    /// In the order of the file; together they are all of its rows.
+    pub series: Vec<TotalledSeries>,
+}
+
+/// A series in a file and its totals.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TotalledSeries {
+    pub key: SeriesKey,
+    /// Rows of the batch.
+    pub totals: Range<usize>,
+    /// Rows of the file.
+    pub rows: Range<u64>,
+    /// Times of the first and the last reading.
+    pub times: (i64, i64),
+}
+
+const TEXTS: [&str; 5] = ["metric", "entity_id", "entity_type", "unit", "quality"];
+const TIMES: [&str; 2] = ["first", "last"];
+const NUMBERS: [&str; 3] = ["sum", "min", "max"];
+
+fn schema() -> Schema {
+    let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let time = DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC")));
+    let texts = TEXTS.iter().map(|name| Field::new(*name, text.clone(), false));
+    let times = TIMES.iter().map(|name| Field::new(*name, time.clone(), false));
+    let numbers = NUMBERS.iter().map(|name| Field::new(*name, DataType::Float64, false));
+    let rows = Field::new("rows", DataType::Int64, false);
+    Schema::new(texts.chain([rows]).chain(times).chain(numbers).collect::<Vec<_>>())
+}
+
+/// Readings of a series in one unit and quality.
+#[derive(Clone, Debug)]
+struct Total {
+    entity_type: EntityType,
+    unit: UnitId,
+    unit_text: Arc<str>,
+    quality: Quality,
+    rows: u64,
+    first: i64,
+    last: i64,
+    sum: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Total {
+    /// Of no reading yet.
+    fn none(
+        entity_type: EntityType,
+        (unit, unit_text): (UnitId, Arc<str>),
+        quality: Quality,
+        first: i64,
+    ) -> Self {
+        let (min, max) = (f64::INFINITY, f64::NEG_INFINITY);
+        Self { entity_type, unit, unit_text, quality, rows: 0, first, last: first, sum: 0.0, min, max }
+    }
+
+    /// Takes the next readings.
+    fn add(&mut self, values: &[f64], last: i64) {
+        self.rows += values.len() as u64;
+        self.last = last;
+        for value in values {
+            self.sum += value;
+            self.min = self.min.min(*value);
+            self.max = self.max.max(*value);
+        }
+    }
+}
+
+/// Adds up the rows of a file while they are written.
+pub(crate) struct SeriesTotalsWriter {
+    open: Option<SeriesKey>,
+    totals: Vec<Total>,
+    rows: u64,
+    /// Whether a series has too many totals.
+    is_given_up: bool,
+    texts: [StringDictionaryBuilder<Int32Type>; TEXTS.len()],
+    counts: Int64Builder,
+    times: [TimestampMicrosecondBuilder; TIMES.len()],
+    numbers: [Float64Builder; NUMBERS.len()],
+}
+
+impl Default for SeriesTotalsWriter {
+    fn default() -> Self {
+        Self {
+            open: None,
+            totals: Vec::new(),
+            rows: 0,
+            is_given_up: false,
+            texts: std::array::from_fn(|_| StringDictionaryBuilder::new()),
+            counts: Int64Builder::new(),
+            times: std::array::from_fn(|_| TimestampMicrosecondBuilder::new().with_timezone("UTC")),
+            numbers: std::array::from_fn(|_| Float64Builder::new()),
+        }
+    }
+}
+
+impl SeriesTotalsWriter {
+    /// Takes the next rows of the file.
+    pub(crate) fn append(
+        &mut self,
+        key: &SeriesKey,
+        rows: &Rows,
+        range: Range<usize>,
+        unit: &dyn Fn(UnitId) -> Arc<str>,
+    ) {
+        if self.open.as_ref().is_some_and(|open| open.sort_key() != key.sort_key()) {
+            self.close();
+        }
+        if self.open.as_ref() != Some(key) {
+            self.open = Some(key.clone());
+        }
+        let mut start = range.start;
+        while start < range.end {
+            let (of_unit, quality) = (rows.unit[start], rows.quality[start]);
+            let alike = |row: &usize| rows.unit[*row] == of_unit && rows.quality[*row] == quality;
+            let end = start + (start..range.end).take_while(alike).count();
+            let times = (rows.ts[start], rows.ts[end - 1]);
+            let values = &rows.value[start..end];
+            start = end;
+            let is_same = |total: &Total| {
+                total.entity_type == key.entity_type && total.unit == of_unit && total.quality == quality
+            };
+            let place = match self.totals.iter().position(is_same) {
+                Some(place) => place,
+                None if self.totals.len() == TOTALS_PER_SERIES_MAX => {
+                    self.is_given_up = true;
+                    continue;
+                }
+                None => {
+                    self.totals.push(Total::none(
+                        key.entity_type,
+                        (of_unit, unit(of_unit)),
+                        quality,
+                        times.0,
+                    ));
+                    self.totals.len() - 1
+                }
+            };
+            self.totals[place].add(values, times.1);
+        }
+        self.rows += range.len() as u64;
+    }
+
+    fn close(&mut self) {
+        let (Some(key), totals) = (self.open.take(), std::mem::take(&mut self.totals)) else { return };
+        if self.is_given_up {
+            return;
+        }
+        let entity = key.entity.to_string();
+        for total in totals {
+            let (kind, quality) = (total.entity_type.as_str(), total.quality.as_str());
+            let texts = [&*key.metric, &entity, kind, &*total.unit_text, quality];
+            self.texts.iter_mut().zip(texts).for_each(|(column, text)| column.append_value(text));
+            self.counts.append_value(total.rows.try_into().unwrap_or(i64::MAX));
+            let times = [total.first, total.last];
+            self.times.iter_mut().zip(times).for_each(|(column, time)| column.append_value(time));
+            let numbers = [total.sum, total.min, total.max];
+            self.numbers.iter_mut().zip(numbers).for_each(|(column, number)| column.append_value(number));
+        }
+    }
+
+    /// All totals; `None` when a series has too many.
+    pub(crate) fn into_batch(mut self) -> Result<Option<RecordBatch>> {
+        self.close();
+        if self.is_given_up {
+            return Ok(None);
+        }
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        columns.extend(self.texts.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.push(Arc::new(self.counts.finish()));
+        columns.extend(self.times.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.extend(self.numbers.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        Ok(Some(RecordBatch::try_new(Arc::new(schema()), columns)?))
+    }
+
+    /// The table as it lies in a file; `None` when the file is better off without.
+    pub(super) fn into_table(self) -> Result<Option<Vec<u8>>> {
+        let rows = self.rows;
+        let totals = self.into_batch()?.filter(|t| rows >= ROWS_PER_TOTAL_MIN * t.num_rows() as u64);
+        totals.as_ref().map(encode).transpose()
+    }
+}
+
+fn encode(totals: &RecordBatch) -> Result<Vec<u8>> {
+    let zstd = ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default();
+    let mut properties = WriterProperties::builder().set_compression(Compression::ZSTD(zstd));
+    let times = TIMES.map(|name| (name, Encoding::DELTA_BINARY_PACKED));
+    let numbers = NUMBERS.map(|name| (name, Encoding::BYTE_STREAM_SPLIT));
+    for (name, encoding) in times.into_iter().chain(numbers) {
+        let path = ColumnPath::from(name);
+        properties =
+            properties.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, encoding);
+    }
+    let options =
+        ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), totals.schema(), options)?;
+    writer.write(totals)?;
+    Ok(writer.into_inner()?)
+}
+
+/// The totals of a file; `None` when it has none.
+pub(crate) async fn read_series_totals(storage: &Storage, file: &DataFile) -> Result<Option<SeriesTotals>> {
+    let schema = Arc::new(schema());
+    let Some(builder) = Embedded::SeriesTotals.open(storage, file, &schema).await? else { return Ok(None) };
+    let rows = usize::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0).max(1);
+    let batches: Vec<_> = builder.with_batch_size(rows).build()?.try_collect().await?;
+    let batch = arrow::compute::concat_batches(&schema, &batches)?;
+    let unreadable =
+        || Error::corrupt(format!("data file {}: its series totals are not readable", file.stored.path));
+    let series = series_of(&batch).ok_or_else(unreadable)?;
+    let end = series.last().map_or(0, |last| last.rows.end);
+    if end != file.rows {
+        return Err(unreadable());
+    }
+    Ok(Some(SeriesTotals { batch, series }))
+}
+
+/// The series of totals; `None` when these are not as this module writes them.
+fn series_of(totals: &RecordBatch) -> Option<Vec<TotalledSeries>> {
+    let texts = |name: &str| {
+        let texts = totals.column_by_name(name)?.as_dictionary_opt::<Int32Type>()?;
+        texts.downcast_dict::<StringArray>()
+    };
+    let (metrics, entities, types) = (texts("metric")?, texts("entity_id")?, texts("entity_type")?);
+    let rows = totals.column_by_name("rows")?.as_primitive_opt::<Int64Type>()?;
+    let time = |name: &str| totals.column_by_name(name)?.as_primitive_opt::<TimestampMicrosecondType>();
+    let (first, last) = (time("first")?, time("last")?);
+    let mut series: Vec<TotalledSeries> = Vec::new();
+    let mut known = ("", "");
+    let mut position = 0;
+    for row in 0..totals.num_rows() {
+        let (metric, entity) = (metrics.value(row), entities.value(row));
+        let end = u64::try_from(rows.value(row)).ok().and_then(|rows| rows.checked_add(position))?;
+        match series.last_mut() {
+            Some(open) if known == (metric, entity) => {
+                open.totals.end = row + 1;
+                open.rows.end = end;
+                open.times = (open.times.0.min(first.value(row)), open.times.1.max(last.value(row)));
+            }
+            before => {
+                let metric_text = match before {
+                    Some(before) if known.0 == metric => Arc::clone(&before.key.metric),
+                    _ => Arc::from(metric),
+                };
+                let entity_type: EntityType = types.value(row).parse().ok()?;
+                let key =
+                    SeriesKey { entity: entity.parse::<EntityId>().ok()?, entity_type, metric: metric_text };
+                let times = (first.value(row), last.value(row));
+                series.push(TotalledSeries { key, totals: row..row + 1, rows: position..end, times });
+                known = (metric, entity);
+            }
+        }
+        position = end;
+    }
+    Some(series)
+}

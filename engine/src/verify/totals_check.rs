@@ -1,0 +1,52 @@
+//! Whether the series totals of a file say what its rows say.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, RecordBatch},
+    datatypes::{DataType, Float64Type},
+};
+
+use crate::{Result, SeriesKey, SeriesTotals, UnitId, archive::SeriesTotalsWriter, rows::Rows};
+
+/// Adds up rows anew, in their order, and compares that with the totals of their file.
+pub(super) struct TotalsCheck {
+    stored: Option<(SeriesTotals, SeriesTotalsWriter)>,
+}
+
+impl TotalsCheck {
+    pub(super) fn new(stored: Option<SeriesTotals>) -> Self {
+        Self { stored: stored.map(|totals| (totals, SeriesTotalsWriter::default())) }
+    }
+
+    pub(super) fn take(&mut self, key: &SeriesKey, rows: &Rows, unit: &dyn Fn(UnitId) -> Arc<str>) {
+        if let Some((_, found)) = &mut self.stored {
+            found.append(key, rows, 0..rows.len(), unit);
+        }
+    }
+
+    /// What is wrong, in words.
+    pub(super) fn finish(self) -> Result<Option<String>> {
+        let Some((stored, found)) = self.stored else { return Ok(None) };
+        let found = found.into_batch()?;
+        let wrong = found.is_none_or(|found| !are_alike(&stored.batch, &found));
+        Ok(wrong.then(|| "the totals of its series do not say what its rows say".to_owned()))
+    }
+}
+
+/// Whether two batches of totals say the same, but for the rounding of sums.
+fn are_alike(a: &RecordBatch, b: &RecordBatch) -> bool {
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs());
+    let is_like = |(a, b): (&ArrayRef, &ArrayRef)| match a.data_type() {
+        DataType::Float64 => {
+            let (a, b) = (a.as_primitive::<Float64Type>().values(), b.as_primitive::<Float64Type>().values());
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near(*a, *b))
+        }
+        DataType::Dictionary(..) => {
+            let texts = |column: &ArrayRef| arrow::compute::cast(column, &DataType::Utf8);
+            matches!((texts(a), texts(b)), (Ok(a), Ok(b)) if a.as_ref() == b.as_ref())
+        }
+        _ => a.to_data() == b.to_data(),
+    };
+    a.schema() == b.schema() && a.columns().iter().zip(b.columns()).all(is_like)
+}
