@@ -294,3 +294,96 @@ fn series_of(totals: &RecordBatch) -> Option<Vec<TotalledSeries>> {
     }
     Some(series)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const MINUTE: i64 = 60_000_000;
+
+    fn key(entity: u128) -> SeriesKey {
+        let entity = EntityId(Uuid::from_u128(entity));
+        SeriesKey { entity, entity_type: EntityType::Meter, metric: Arc::from("power") }
+    }
+
+    /// Rows a minute apart from their values, qualities and units.
+    fn rows(readings: &[(f64, Quality, u32)]) -> Rows {
+        Rows {
+            ts: (0..readings.len() as i64).map(|minute| minute * MINUTE).collect(),
+            value: readings.iter().map(|(value, ..)| *value).collect(),
+            quality: readings.iter().map(|(_, quality, _)| *quality).collect(),
+            unit: readings.iter().map(|(.., unit)| UnitId(*unit)).collect(),
+            created_at: vec![0; readings.len()],
+            metadata: Vec::new(),
+        }
+    }
+
+    fn unit(id: UnitId) -> Arc<str> {
+        Arc::from(format!("unit {}", id.0))
+    }
+
+    proptest! {
+        #[test]
+        fn totals_are_those_of_all_rows(
+            readings in prop::collection::vec((-800i32..800, 0usize..3, 0u32..2), 1..80), parts in 1usize..10, many in 1u128..4,
+        ) {
+            let qualities = [Quality::Good, Quality::Estimated, Quality::Bad];
+            let readings: Vec<_> =
+                readings.iter().map(|(v, q, u)| (f64::from(*v) / 16.0, qualities[*q], *u)).collect();
+            let rows = rows(&readings);
+            let mut writer = SeriesTotalsWriter::default();
+            for entity in 0..many {
+                for start in (0..readings.len()).step_by(parts) {
+                    writer.append(&key(entity), &rows, start..readings.len().min(start + parts), &unit);
+                }
+            }
+            let batch = writer.into_batch().expect("totals").expect("not too many");
+            let series = series_of(&batch).expect("series");
+            let places: Vec<_> = series.iter().map(|one| (one.key.clone(), one.rows.clone())).collect();
+            let len = readings.len() as u64;
+            let expected: Vec<_> =
+                (0..many).map(|n| (key(n), n as u64 * len..(n as u64 + 1) * len)).collect();
+            prop_assert_eq!(places, expected);
+            let column = |name: &str| batch.column_by_name(name).expect("column");
+            let texts = |name| column(name).as_dictionary::<Int32Type>().downcast_dict::<StringArray>().expect("texts");
+            let number = |name, row| column(name).as_primitive::<arrow::datatypes::Float64Type>().value(row);
+            let time = |name, row| column(name).as_primitive::<TimestampMicrosecondType>().value(row);
+            for one in series {
+                prop_assert_eq!(one.times, (0, (len as i64 - 1) * MINUTE));
+                for row in one.totals {
+                    let mine: Vec<usize> = (0..readings.len())
+                        .filter(|i| {
+                            let (_, quality, of_unit) = readings[*i];
+                            texts("quality").value(row) == quality.as_str()
+                                && texts("unit").value(row) == &*unit(UnitId(of_unit))
+                        })
+                        .collect();
+                    let values: Vec<f64> = mine.iter().map(|i| readings[*i].0).collect();
+                    prop_assert_eq!(column("rows").as_primitive::<Int64Type>().value(row), mine.len() as i64);
+                    prop_assert_eq!(number("sum", row), values.iter().sum::<f64>());
+                    prop_assert_eq!(number("min", row), values.iter().copied().fold(f64::INFINITY, f64::min));
+                    prop_assert_eq!(number("max", row), values.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+                    prop_assert_eq!(time("first", row), mine[0] as i64 * MINUTE);
+                    prop_assert_eq!(time("last", row), mine[mine.len() - 1] as i64 * MINUTE);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn files_of_too_many_totals_have_none() {
+        let table = |units: u32, each: usize| {
+            let readings: Vec<_> =
+                (0..units).flat_map(|unit| vec![(1.0, Quality::Good, unit); each]).collect();
+            let mut writer = SeriesTotalsWriter::default();
+            writer.append(&key(1), &rows(&readings), 0..readings.len(), &unit);
+            writer.into_table().expect("table").is_some()
+        };
+        assert!(table(1, 32) && table(16, 32));
+        assert!(!table(17, 100), "a series of too many units");
+        assert!(!table(1, 31) && !table(2, 20), "hardly fewer totals than rows");
+    }
+}

@@ -50,3 +50,43 @@ fn are_alike(a: &RecordBatch, b: &RecordBatch) -> bool {
     };
     a.schema() == b.schema() && a.columns().iter().zip(b.columns()).all(is_like)
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use wattlake_catalog::{EntityId, EntityType, Quality};
+
+    use super::*;
+
+    #[test]
+    fn totals_that_say_something_else_are_found() {
+        let key = SeriesKey {
+            entity: EntityId(Uuid::from_u128(1)),
+            entity_type: EntityType::Meter,
+            metric: Arc::from("power"),
+        };
+        let rows = |values: &[f64]| Rows {
+            ts: (0..values.len() as i64).collect(),
+            value: values.to_vec(),
+            quality: vec![Quality::Good; values.len()],
+            unit: vec![UnitId(0); values.len()],
+            created_at: vec![0; values.len()],
+            metadata: Vec::new(),
+        };
+        let unit = |_| Arc::from("kW");
+        let check = |stored: &[f64], found: &[f64]| {
+            let mut writer = SeriesTotalsWriter::default();
+            writer.append(&key, &rows(stored), 0..stored.len(), &unit);
+            let batch = writer.into_batch().expect("totals").expect("not too many");
+            let mut check = TotalsCheck::new(Some(SeriesTotals { batch, series: Vec::new() }));
+            check.take(&key, &rows(found), &unit);
+            check.finish().expect("checked")
+        };
+        assert_eq!(check(&[0.1, 0.2, 0.3], &[0.1, 0.2, 0.3]), None);
+        assert_eq!(check(&[0.1, 0.2, 0.3], &[0.3, 0.2, 0.1]), None, "another order of the same");
+        for other in [&[0.1, 0.2, 0.31][..], &[0.1, 0.2], &[0.1, 0.1, 0.4]] {
+            assert!(check(&[0.1, 0.2, 0.3], other).is_some(), "{other:?}");
+        }
+        assert_eq!(TotalsCheck::new(None).finish().expect("checked"), None);
+    }
+}

@@ -134,11 +134,11 @@ fn plain_type(data_type: &DataType) -> DataType {
     }
 }
 
+/// The columns that a client is told of before a query runs and gets then. All may be null: a plan may find out that one is not, and
+/// clients refuse rows of other columns than they were told.
 fn plain(schema: &SchemaRef) -> SchemaRef {
-    let fields = schema
-        .fields()
-        .iter()
-        .map(|field| Field::new(field.name(), plain_type(field.data_type()), field.is_nullable()));
+    let fields =
+        schema.fields().iter().map(|field| Field::new(field.name(), plain_type(field.data_type()), true));
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 

@@ -18,6 +18,7 @@ use datafusion::{
 
 pub(crate) use measurement_id::measurement_id;
 pub(super) use site_zone::{Zones, udf as site_zone};
+pub(super) use time_bucket::width_of;
 
 /// Adds our functions to a session, except [`site_zone`], which knows the fleet.
 pub(super) fn register(context: &SessionContext) {

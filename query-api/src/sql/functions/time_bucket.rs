@@ -85,7 +85,7 @@ impl ScalarUDFImpl for TimeBucket {
 }
 
 /// A width that is a text, as in rollups, or an interval of months, of days, or of less.
-fn width_of(value: &ScalarValue) -> Result<Option<Width>> {
+pub(in crate::sql) fn width_of(value: &ScalarValue) -> Result<Option<Width>> {
     if value.is_null() {
         return Ok(None);
     }

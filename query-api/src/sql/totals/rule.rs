@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, IntervalMonthDayNano};
+use arrow::datatypes::DataType;
 use datafusion::{
     common::{
-        Column, ScalarValue, TableReference,
+        Column, TableReference,
         tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     error::Result,
@@ -23,7 +23,11 @@ use datafusion::{
     optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule},
 };
 
-use super::{super::key_range::exact_times, table::SummedReadings};
+use super::{
+    super::{functions::width_of, key_range::exact_times},
+    table::SummedReadings,
+};
+use crate::rollup::Width;
 
 /// Columns that are the same for all readings of a total.
 const KEY: [&str; 5] = ["entity_id", "entity_type", "metric", "unit", "quality"];
@@ -121,14 +125,7 @@ fn is_months(expr: &Expr) -> bool {
             let text = what.try_as_str().flatten();
             text.is_some_and(|text| MONTHS_AND_MORE.contains(&text.to_ascii_lowercase().as_str()))
         }
-        "time_bucket" => matches!(
-            what,
-            ScalarValue::IntervalMonthDayNano(Some(IntervalMonthDayNano {
-                months: 1..,
-                days: 0,
-                nanoseconds: 0
-            }))
-        ),
+        "time_bucket" => matches!(width_of(what), Ok(Some(Width::Months(_) | Width::Years(_)))),
         _ => false,
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     query::SqlRequest,
 };
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "entity_id",
     "metric",
     "quality",
@@ -20,6 +20,7 @@ const KEYS: [&str; 8] = [
     "date_trunc('month', timestamp)",
     "date_part('year', timestamp)",
     "time_bucket(INTERVAL '2 months', timestamp)",
+    "time_bucket('1mo', timestamp)",
     "CASE WHEN quality = 'bad' THEN 'bad' ELSE upper(metric) END",
 ];
 /// What totals do not say.
