@@ -1,10 +1,16 @@
 //! What the filters of a query say about the keys of `measurements`, to leave out files and series.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
+use arrow::datatypes::SchemaRef;
 use datafusion::{
     common::ScalarValue,
+    error::Result,
     logical_expr::{BinaryExpr, Expr, Operator},
+    physical_expr::{
+        PhysicalExpr,
+        expressions::{BinaryExpr as PhysicalBinaryExpr, InListExpr, col, lit},
+    },
 };
 use wattlake_catalog::{DataFile, EntityId};
 use wattlake_engine::SeriesKey;
@@ -34,6 +40,7 @@ impl KeyRange {
                 self.narrow(left);
                 self.narrow(right);
             }
+            _ if let Some((name, texts)) = constants(filter) => self.one_of(name, &texts),
             Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
                 if let (Some(name), Expr::Literal(value, _)) = (column_name(left), &**right) {
                     self.compare(name, *op, value);
@@ -50,19 +57,6 @@ impl KeyRange {
                             self.compare(name, op, value);
                         }
                     }
-                }
-            }
-            Expr::InList(list) if !list.negated => {
-                let texts: Option<Vec<&str>> = list
-                    .list
-                    .iter()
-                    .map(|item| match item {
-                        Expr::Literal(value, _) => value.try_as_str().flatten(),
-                        _ => None,
-                    })
-                    .collect();
-                if let (Some(name), Some(texts)) = (column_name(&list.expr), texts) {
-                    self.one_of(name, &texts);
                 }
             }
             _ => {}
@@ -82,10 +76,6 @@ impl KeyRange {
                 Operator::Lt | Operator::LtEq => self.to = self.to.min(micros.saturating_add(1)),
                 _ => {}
             }
-        } else if op == Operator::Eq
-            && let Some(text) = value.try_as_str().flatten()
-        {
-            self.one_of(column, &[text]);
         }
     }
 
@@ -100,7 +90,11 @@ impl KeyRange {
             }
             // A text that is no uuid in its usual form equals no entity id.
             "entity_id" => {
-                self.restrict_entities(texts.iter().filter_map(|text| text.parse().ok()).collect());
+                let ids = texts.iter().filter_map(|text| {
+                    let id: EntityId = text.parse().ok()?;
+                    (id.to_string() == *text).then_some(id)
+                });
+                self.restrict_entities(ids.collect());
             }
             _ => {}
         }
@@ -111,6 +105,31 @@ impl KeyRange {
             Some(known) => known.intersection(&wanted).copied().collect(),
             None => wanted,
         });
+    }
+
+    /// Whether some series are left out.
+    pub(super) fn is_of_some_series(&self) -> bool {
+        self.metrics.is_some() || self.entities.is_some()
+    }
+
+    /// What rows must fulfil to be of the series that are wanted.
+    pub(super) fn series_predicate(&self, schema: &SchemaRef) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+        let one_of = |column: &str, texts: Vec<String>| -> Result<Arc<dyn PhysicalExpr>> {
+            let texts = texts.into_iter().map(|text| lit(ScalarValue::Utf8View(Some(text)))).collect();
+            Ok(Arc::new(InListExpr::try_new(col(column, schema)?, texts, false, schema)?))
+        };
+        let metrics =
+            self.metrics.as_ref().map(|metrics| one_of("metric", metrics.iter().cloned().collect()));
+        let entities = self
+            .entities
+            .as_ref()
+            .map(|entities| one_of("entity_id", entities.iter().map(EntityId::to_string).collect()));
+        Ok(match (metrics.transpose()?, entities.transpose()?) {
+            (Some(metrics), Some(entities)) => {
+                Some(Arc::new(PhysicalBinaryExpr::new(metrics, Operator::And, entities)))
+            }
+            (one, other) => one.or(other),
+        })
     }
 
     pub(super) fn wants(&self, key: &SeriesKey) -> bool {
@@ -127,6 +146,35 @@ impl KeyRange {
             && bounds.min_ts < self.to
             && self.metrics.as_ref().is_none_or(in_metrics)
             && self.entities.as_ref().is_none_or(|entities| bounds.may_hold_any(entities))
+    }
+}
+
+/// Whether a filter is about nothing but which metrics or entities are wanted, so that a range says all that it does.
+pub(super) fn is_of_series(filter: &Expr) -> bool {
+    constants(filter).is_some_and(|(column, _)| ["metric", "entity_id"].contains(&column))
+}
+
+/// The column and the texts of a filter that lets one of some texts pass.
+fn constants(filter: &Expr) -> Option<(&str, Vec<&str>)> {
+    let text = |expr| match expr {
+        &Expr::Literal(ref value, _) => value.try_as_str().flatten(),
+        _ => None,
+    };
+    match filter {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) => {
+            let equal = |column, constant| Some((column_name(column)?, vec![text(constant)?]));
+            equal(left, right).or_else(|| equal(right, left))
+        }
+        // Short lists come as this.
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
+            let ((column, mut texts), (other, more)) = (constants(left)?, constants(right)?);
+            texts.extend(more);
+            (column == other).then_some((column, texts))
+        }
+        Expr::InList(list) if !list.negated => {
+            Some((column_name(&list.expr)?, list.list.iter().map(text).collect::<Option<_>>()?))
+        }
+        _ => None,
     }
 }
 

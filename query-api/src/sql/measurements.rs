@@ -12,7 +12,6 @@ use arrow::{
 use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider, memory::DataSourceExec},
-    common::ScalarValue,
     datasource::{
         listing::PartitionedFile,
         memory::MemorySourceConfig,
@@ -24,18 +23,22 @@ use datafusion::{
     },
     error::{DataFusionError, Result},
     logical_expr::{Expr, TableProviderFilterPushDown, TableType},
-    physical_expr::{
-        LexOrdering, PhysicalSortExpr,
-        expressions::{InListExpr, col, lit},
-    },
+    physical_expr::{LexOrdering, PhysicalSortExpr, expressions::col},
     physical_plan::{ExecutionPlan, empty::EmptyExec, filter::FilterExec, union::UnionExec},
 };
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectMeta;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet};
-use wattlake_engine::{CheckedStore, ReadView, SeriesRows, Storage, measurement_schema, rows_between};
+use wattlake_engine::{
+    CheckedStore, ReadView, SeriesRows, SeriesTotals, Storage, TotalledSeries, measurement_schema,
+    rows_between,
+};
 
-use super::{ARCHIVE_URL, key_range::KeyRange};
+use super::{
+    ARCHIVE_URL,
+    key_range::{KeyRange, is_of_series},
+};
 use crate::error::ApiError;
 
 /// Files that are merged in order at most: each holds buffers of its own.
@@ -52,9 +55,14 @@ const WHOLE_FILES_MIN: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeyOrder;
 
+/// Files whose totals are read side by side.
+const FILES_AT_ONCE: usize = 8;
+
 /// A file and which of its rows a scan leaves out.
 pub(super) struct FileRows<'a> {
     pub file: &'a Arc<DataFile>,
+    /// With them, exactly the rows of the series that are wanted are left.
+    pub totals: Option<Arc<SeriesTotals>>,
     /// Positions of rows that must not be seen, in order.
     pub hidden: Vec<u64>,
     /// Stretches that need not be read, in order and apart.
@@ -62,6 +70,22 @@ pub(super) struct FileRows<'a> {
 }
 
 impl FileRows<'_> {
+    /// Leaves out the series that `needs_rows` does not name.
+    pub(super) fn cover(&mut self, mut needs_rows: impl FnMut(&TotalledSeries, &[u64]) -> bool) {
+        self.covered.clear();
+        for series in self.totals.iter().flat_map(|totals| &totals.series) {
+            let hidden = self.hidden.partition_point(|row| *row < series.rows.start)
+                ..self.hidden.partition_point(|row| *row < series.rows.end);
+            if needs_rows(series, &self.hidden[hidden]) {
+                continue;
+            }
+            match self.covered.last_mut() {
+                Some(before) if before.end == series.rows.start => before.end = series.rows.end,
+                _ => self.covered.push(series.rows.clone()),
+            }
+        }
+    }
+
     /// Whether no row is left.
     fn is_empty(&self) -> bool {
         let covered: u64 = self.covered.iter().map(|rows| rows.end - rows.start).sum();
@@ -118,15 +142,35 @@ impl MeasurementsTable {
         range
     }
 
-    /// The files that may hold such keys, with the rows of them that the view must not show.
-    pub(super) async fn files(&self, range: &KeyRange) -> Result<Vec<FileRows<'_>>> {
+    /// The files that may hold such keys, with the rows of them that the view must not show. Their totals are there when they tell
+    /// which rows are wanted, or when `with_totals`.
+    pub(super) async fn files(&self, range: &KeyRange, with_totals: bool) -> Result<Vec<FileRows<'_>>> {
         let late = self.view.late_rows(range.from, range.to, |key| range.wants(key));
-        let mut files = Vec::new();
+        let mut reads = Vec::new();
         for file in self.view.manifest.files.iter().filter(|file| range.may_hold(file)) {
-            let hidden = self.view.hidden_rows(file, &late).await.map_err(unreadable)?;
-            files.push(FileRows { file, hidden, covered: Vec::new() });
+            reads.push(self.file_rows(file, &late, with_totals || range.is_of_some_series()));
+        }
+        let mut files: Vec<FileRows<'_>> = stream::iter(reads).buffered(FILES_AT_ONCE).try_collect().await?;
+        for rows in &mut files {
+            rows.cover(|series, _| {
+                range.wants(&series.key) && series.times.1 >= range.from && series.times.0 < range.to
+            });
         }
         Ok(files)
+    }
+
+    async fn file_rows<'a>(
+        &'a self,
+        file: &'a Arc<DataFile>,
+        late: &[SeriesRows],
+        with_totals: bool,
+    ) -> Result<FileRows<'a>> {
+        let hidden = self.view.hidden_rows(file, late).await.map_err(unreadable)?;
+        let totals = match with_totals {
+            true => self.view.series_totals(file).await.map_err(unreadable)?,
+            false => None,
+        };
+        Ok(FileRows { file, totals, hidden, covered: Vec::new() })
     }
 
     fn scan_files(
@@ -174,7 +218,7 @@ impl MeasurementsTable {
         Ok(vec![DataSourceExec::from_data_source(config)])
     }
 
-    /// The rows of some files and of memory, in all columns: those that may pass filters, and maybe more.
+    /// The rows of some files and of memory, in all columns: of the series that are wanted, at times that may pass filters.
     pub(super) fn rows(
         &self,
         state: &dyn Session,
@@ -184,22 +228,27 @@ impl MeasurementsTable {
         let is_ordered =
             state.config().get_extension::<KeyOrder>().is_some() && files.len() <= ORDERED_FILES_MAX;
         let ordering = if is_ordered { self.key_ordering()? } else { None };
-        let mut parts = self.scan_files(state, files, ordering.as_ref())?;
+        let (exact, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|rows| rows.totals.is_some());
+        let mut parts = self.scan_files(state, exact, ordering.as_ref())?;
+        let others = self.scan_files(state, others, ordering.as_ref())?;
+        match range.series_predicate(&self.schema)? {
+            Some(predicate) => {
+                for plan in others {
+                    parts.push(Arc::new(FilterExec::try_new(Arc::clone(&predicate), plan)?));
+                }
+            }
+            None => parts.extend(others),
+        }
         if let Some(batch) = self.hot_batch(range)? {
             let source = MemorySourceConfig::try_new(&[vec![batch]], self.schema(), None)?;
             let source = source.try_with_sort_information(ordering.into_iter().collect())?;
             parts.push(DataSourceExec::from_data_source(source));
         }
-        let plan: Arc<dyn ExecutionPlan> = match parts.len() {
-            0 => return Ok(Arc::new(EmptyExec::new(self.schema()))),
+        Ok(match parts.len() {
+            0 => Arc::new(EmptyExec::new(self.schema())),
             1 => parts.remove(0),
             _ => UnionExec::try_new(parts)?,
-        };
-        let Some(allowed) = &self.allowed else { return Ok(plan) };
-        let ids = allowed.iter().map(|id| lit(ScalarValue::Utf8View(Some(id.to_string())))).collect();
-        let entity = col("entity_id", &self.schema)?;
-        let filter = InListExpr::try_new(entity, ids, false, &self.schema)?;
-        Ok(Arc::new(FilterExec::try_new(Arc::new(filter), plan)?))
+        })
     }
 
     /// The order of rows in files and of those in memory.
@@ -251,6 +300,15 @@ impl MeasurementsTable {
         ];
         Ok(RecordBatch::try_new(Arc::clone(&self.schema), columns)?)
     }
+}
+
+/// Which filters need not be looked at again: those of series are what a scan goes by.
+pub(super) fn pushdown(filters: &[&Expr]) -> Vec<TableProviderFilterPushDown> {
+    let is_exact = |filter: &&Expr| match is_of_series(filter) {
+        true => TableProviderFilterPushDown::Exact,
+        false => TableProviderFilterPushDown::Inexact,
+    };
+    filters.iter().map(is_exact).collect()
 }
 
 pub(super) fn unreadable(error: wattlake_engine::Error) -> DataFusionError {
@@ -346,7 +404,7 @@ impl TableProvider for MeasurementsTable {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+        Ok(pushdown(filters))
     }
 
     async fn scan(
@@ -357,7 +415,7 @@ impl TableProvider for MeasurementsTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let range = self.key_range(filters);
-        let plan = self.rows(state, self.files(&range).await?, &range)?;
+        let plan = self.rows(state, self.files(&range, false).await?, &range)?;
         match projection {
             None => Ok(plan),
             Some(indices) => {
@@ -438,7 +496,7 @@ mod tests {
                 hidden.binary_search(&row).is_ok() || covered.iter().any(|covered| covered.contains(&row))
             };
             let expected: Vec<u64> = (0..rows_in_all).filter(|row| !is_left_out(*row)).collect();
-            let file_rows = FileRows { file: &file, hidden: hidden.clone(), covered: covered.clone() };
+            let file_rows = FileRows { file: &file, totals: None, hidden: hidden.clone(), covered: covered.clone() };
             let mut found: Vec<u64> =
                 (0..parts).flat_map(|part| rows(&access_plan(&file_rows, part, parts), &file)).collect();
             found.sort_unstable();

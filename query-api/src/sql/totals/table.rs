@@ -20,16 +20,12 @@ use datafusion::{
     },
     physical_plan::{ExecutionPlan, empty::EmptyExec, projection::ProjectionExec, union::UnionExec},
 };
-use futures::{StreamExt, TryStreamExt, stream};
 use wattlake_engine::{ReadView, SeriesTotals};
 
 use super::super::{
     key_range::KeyRange,
-    measurements::{FileRows, MeasurementsTable, unreadable},
+    measurements::{FileRows, MeasurementsTable, pushdown},
 };
-
-/// Files whose totals are read side by side.
-const FILES_AT_ONCE: usize = 8;
 
 /// The columns: its name, what it is called among the totals of a file, and the column of `measurements` that it is for a single
 /// reading (`None`: one).
@@ -87,26 +83,21 @@ impl SummedReadings {
         Some(provider_as_source(Arc::new(Self { readings, times, schema })))
     }
 
-    /// Which totals of a file stand for its rows; their rows are covered then.
-    fn choose(&self, totals: &SeriesTotals, range: &KeyRange, rows: &mut FileRows<'_>) -> UInt64Array {
+    /// Which totals of a file stand for its rows, which are left out then.
+    fn choose(&self, range: &KeyRange, rows: &mut FileRows<'_>) -> UInt64Array {
         let (from, to) = self.times;
         let mut chosen = Vec::new();
-        for series in &totals.series {
+        rows.cover(|series, hidden| {
             let (first, last) = series.times;
-            let is_wanted = range.wants(&series.key) && first < to && last >= from;
-            if is_wanted {
-                let next = rows.hidden.partition_point(|row| *row < series.rows.start);
-                let is_whole = rows.hidden.get(next).is_none_or(|row| *row >= series.rows.end);
-                if !(is_whole && from <= first && last < to) {
-                    continue;
-                }
+            if !range.wants(&series.key) || first >= to || last < from {
+                return false;
+            }
+            let is_whole = hidden.is_empty() && from <= first && last < to;
+            if is_whole {
                 chosen.extend(series.totals.clone().map(|total| total as u64));
             }
-            match rows.covered.last_mut() {
-                Some(before) if before.end == series.rows.start => before.end = series.rows.end,
-                _ => rows.covered.push(series.rows.clone()),
-            }
-        }
+            !is_whole
+        });
         UInt64Array::from(chosen)
     }
 
@@ -145,7 +136,7 @@ impl TableProvider for SummedReadings {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+        Ok(pushdown(filters))
     }
 
     async fn scan(
@@ -162,15 +153,11 @@ impl TableProvider for SummedReadings {
         let projection = projection.unwrap_or(&all);
         let schema = Arc::new(self.schema.project(projection)?);
         let range = table.key_range(filters);
-        let mut files = table.files(&range).await?;
-        let view = table.view();
-        let totals = files.iter().map(|rows| view.series_totals(rows.file)).collect::<Vec<_>>();
-        let totals: Vec<_> =
-            stream::iter(totals).buffered(FILES_AT_ONCE).try_collect().await.map_err(unreadable)?;
+        let mut files = table.files(&range, true).await?;
         let mut batches = Vec::new();
-        for (rows, totals) in files.iter_mut().zip(&totals) {
-            if let Some(totals) = totals {
-                let chosen = self.choose(totals, &range, rows);
+        for rows in &mut files {
+            let chosen = self.choose(&range, rows);
+            if let Some(totals) = &rows.totals {
                 batches.push(self.to_batch(totals, &chosen, &schema)?);
             }
         }

@@ -45,13 +45,16 @@ const AGGREGATES: [&str; 12] = [
 ];
 const OTHER_AGGREGATES: [&str; 4] =
     ["count(metadata)", "count(DISTINCT quality)", "sum(value * 2)", "median(value)"];
-const FILTERS: [&str; 6] = [
+const FILTERS: [&str; 9] = [
     "metric = 'power'",
     "metric <> 'temperature'",
     "quality <> 'bad'",
     "(metric = 'energy' OR quality = 'estimated')",
     "date_trunc('month', timestamp) = TIMESTAMP '2026-04-01T00:00:00Z'",
     "metric LIKE 'energy%'",
+    "metric IN ('power', 'nothing')",
+    "metric IN ('power', 'temperature', 'energy', 'energy_total', 'nothing')",
+    "(metric = 'power' OR metric = 'energy' OR metric IS NULL)",
 ];
 const OTHER_FILTERS: [&str; 3] = [
     "value > 0",
@@ -84,7 +87,7 @@ fn question(history: &mut History) -> String {
     let aggregates = some(&AGGREGATES, &OTHER_AGGREGATES, 4);
     let mut filters = some(&FILTERS, &OTHER_FILTERS, 2);
     let time = |history: &mut History| format!("TIMESTAMP '{}'", history.any(&TIMES));
-    match history.rng.random_range(0..6) {
+    match history.rng.random_range(0..8) {
         0 => filters.push(format!("timestamp >= {}", time(history))),
         1 => filters.push(format!("timestamp < {}", time(history))),
         2 => filters.push(format!("{} < timestamp", time(history))),
@@ -92,6 +95,16 @@ fn question(history: &mut History) -> String {
         4 => {
             let meter = history.meters.choose(&mut history.rng).expect("meter");
             filters.push(format!("entity_id = '{meter}'"));
+        }
+        5 => {
+            let some: Vec<String> =
+                history.meters.sample(&mut history.rng, 3).map(|meter| format!("'{meter}'")).collect();
+            // No id is written in capitals.
+            filters.push(format!(
+                "entity_id IN ({}, '{}')",
+                some.join(", "),
+                some[0].to_uppercase().replace('\'', "")
+            ));
         }
         _ => {}
     }
