@@ -1,19 +1,32 @@
 #!/usr/bin/env python3
-"""Asks a running server the questions of a fleet's users and prints how long each answer took.
+"""Asks a server the questions of a fleet's users and prints how long each answer took, beside other engines on the same data.
 
-  queries.py --url http://127.0.0.1:8787 --token TOKEN --entities entities.csv --year 2025 --month 1 [--rounds 5] [--duckdb 'lake/measurements/month=*/*.parquet']
+  queries.py --url http://127.0.0.1:8787 --token TOKEN --entities entities.csv --year 2025 --month 1 [--rounds 5]
+    [--files 'lake/measurements/month=*/*.parquet' --peers duckdb-files,duckdb,chdb --scratch DIR]
+    [--cold --serve 'wattlake serve --data-dir DIR ...']
 
 The data: power (kW), energy_total (kWh, a register), voltage, soc and temperature of some hundred devices every quarter of an
 hour or hour. `entities.csv` has a header with entity_id, kind, site_id. Times are milliseconds of the whole answer as Arrow (SQL) or JSON
-(rollup), median of the rounds, warm. Standard library only, but with --duckdb: then DuckDB (packages duckdb, pyarrow) is asked the same
-of the same files, question by question in turn, and the answers are compared.
+(rollup), median of the rounds, warm. Standard library only, but with --peers (packages duckdb, chdb, pyarrow, pytz): they are asked the same, question by
+question in turn, and answers are compared with those of DuckDB. `duckdb-files` reads the server's files (which must be without corrections), `duckdb`
+and `chdb` have a table of their own in the order of metric, entity and time, made from them in --scratch if it is not there.
+
+With --cold each question is asked once, of a process that was just started, after the system dropped its page cache (as root); the server
+is started by this program.
 """
 
 import argparse
 import csv
 import json
+import multiprocessing
+import os
+import re
+import shlex
 import statistics
+import subprocess
+import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -24,7 +37,12 @@ ap.add_argument("--entities", required=True)
 ap.add_argument("--year", type=int, default=2025)
 ap.add_argument("--month", type=int, default=6)
 ap.add_argument("--rounds", type=int, default=5)
-ap.add_argument("--duckdb", metavar="GLOB", help="the data files of a server without corrections")
+ap.add_argument("--only", default="", metavar="q01,q02", help="some of the questions")
+ap.add_argument("--files", metavar="GLOB", help="the data files of the server")
+ap.add_argument("--peers", default="", metavar="NAMES", help="duckdb-files, duckdb, chdb")
+ap.add_argument("--scratch", default=".", metavar="DIR")
+ap.add_argument("--cold", action="store_true")
+ap.add_argument("--serve", metavar="COMMAND", help="starts the server, for --cold")
 a = ap.parse_args()
 
 inverters = [row for row in csv.DictReader(open(a.entities)) if row["kind"] == "inverter"]
@@ -60,8 +78,67 @@ ROLLUPS = {
 }
 
 
-# What has no table in DuckDB.
-IN_DUCKDB = {"q01 last value of every series": "SELECT entity_id, arg_max(entity_type, timestamp), metric, max(timestamp), arg_max(value, timestamp), arg_max(unit, timestamp), arg_max(quality, timestamp) FROM measurements GROUP BY 1, 3"}
+# What other engines ask in words of their own.
+LATEST = "SELECT entity_id, arg_max(entity_type, timestamp), metric, max(timestamp), arg_max(value, timestamp), arg_max(unit, timestamp), arg_max(quality, timestamp) FROM measurements GROUP BY 1, 3"
+GAPS = f"""SELECT entity_id, count(*), max(gap) FROM (SELECT entity_id, toUnixTimestamp64Micro(timestamp) - lagInFrame(toNullable(toUnixTimestamp64Micro(timestamp))) OVER
+  (PARTITION BY entity_id ORDER BY timestamp ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS gap FROM measurements WHERE metric = 'power' AND {between(FROM, TO)}) WHERE gap > 1800000000 GROUP BY 1"""
+TABLES = ("sites", "meters", "energy_sources")
+
+
+def in_clickhouse(name, query):
+    query = {"q01": LATEST.replace("arg_max", "argMax"), "q09": GAPS}.get(name[:3], query)
+    query = query.replace("percentile_cont(0.95) WITHIN GROUP (ORDER BY value)", "quantileExactInclusive(0.95)(value)")
+    return re.sub(r"TIMESTAMP '(\S+)T00:00:00Z'", r"toDateTime64('\1 00:00:00', 6, 'UTC')", query)
+
+
+class DuckDB:
+    """DuckDB over the files, or with a table of its own; the fleet as tables."""
+
+    def __init__(self, has_table):
+        import duckdb
+
+        file = os.path.join(a.scratch, "duckdb.db")
+        is_new = not os.path.exists(file)
+        self.db = duckdb.connect(file) if has_table else duckdb.connect()
+        self.db.execute("SET TimeZone = 'UTC'")
+        if not has_table:
+            self.db.execute(f"CREATE VIEW measurements AS SELECT * FROM read_parquet('{a.files}', hive_partitioning = false)")
+        elif is_new:
+            # Without a zone, as its own users have it: its functions of dates are much faster then.
+            self.db.execute(f"""CREATE TABLE measurements AS SELECT * REPLACE (timestamp::TIMESTAMP AS timestamp, created_at::TIMESTAMP AS created_at)
+              FROM read_parquet('{a.files}', hive_partitioning = false) ORDER BY metric, entity_id, timestamp""")
+        for table in TABLES:
+            self.db.execute(f"CREATE OR REPLACE TABLE {table} AS FROM read_parquet('{a.scratch}/{table}.parquet')")
+
+    def ask(self, name, query):
+        return self.db.sql(LATEST if name[:3] == "q01" else query).to_arrow_table()
+
+
+class ClickHouse:
+    """ClickHouse in this process, with tables of its own."""
+
+    def __init__(self):
+        from chdb.session import Session
+
+        path = os.path.join(a.scratch, "chdb")
+        is_new = not os.path.exists(path)
+        self.db = Session(path)
+        if is_new:
+            self.db.query("CREATE DATABASE w")
+            self.db.query(f"CREATE TABLE w.measurements ENGINE MergeTree ORDER BY (metric, entity_id, timestamp) AS SELECT * FROM file('{a.files}', Parquet)")
+            self.db.query("OPTIMIZE TABLE w.measurements FINAL")
+            for table in TABLES:
+                self.db.query(f"CREATE TABLE w.{table} ENGINE Memory AS SELECT * FROM file('{a.scratch}/{table}.parquet', Parquet)".replace("Memory", "MergeTree ORDER BY id"))
+        self.db.query("USE w")
+
+    def ask(self, name, query):
+        import pyarrow
+
+        answer = self.db.query(in_clickhouse(name, query), "ArrowStream").bytes()
+        return pyarrow.ipc.open_stream(answer).read_all()
+
+
+PEERS = {"duckdb-files": lambda: DuckDB(False), "duckdb": lambda: DuckDB(True), "chdb": ClickHouse}
 
 
 def ask(path, body=None):
@@ -76,19 +153,47 @@ def timed(what):
     return (time.perf_counter() - started) * 1e3, answer
 
 
-def open_duckdb():
-    """DuckDB with the files as `measurements`, and the fleet as tables of its own."""
-    import duckdb
-    import pyarrow
+def drop_page_cache():
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("3")
 
-    db = duckdb.connect()
-    db.execute(f"CREATE VIEW measurements AS SELECT * FROM read_parquet('{a.duckdb}', hive_partitioning = false)")
-    for table in ("sites", "meters", "energy_sources"):
-        rows = pyarrow.ipc.open_stream(ask("/api/sql?format=arrow", {"query": f"SELECT * FROM {table}"})).read_all()
-        db.register("rows", rows)
-        db.execute(f"CREATE TABLE {table} AS FROM rows")
-        db.unregister("rows")
-    return db
+
+class Started:
+    """The server, for as long as it takes."""
+
+    def __enter__(self):
+        self.process = subprocess.Popen(shlex.split(a.serve), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while True:
+            try:
+                return ask("/ready")
+            except OSError:
+                assert self.process.poll() is None, "the server ended"
+                time.sleep(0.02)
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+
+
+def cold_child(peer, name, query, pipe):
+    opened = PEERS[peer]()
+    pipe.send(timed(lambda: opened.ask(name, query).num_rows)[0])
+
+
+def cold(peer, name, path, body):
+    """Milliseconds of a process that has read nothing yet."""
+    drop_page_cache()
+    if peer is None:
+        with Started():
+            return timed(lambda: ask(path, body))[0]
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=cold_child, args=(peer, name, body["query"], there))
+    process.start()
+    there.close()
+    ms = here.recv()
+    process.join()
+    return ms
 
 
 def differ(ours, theirs):
@@ -98,7 +203,7 @@ def differ(ours, theirs):
     def rows(table):
         keep = [c for c in table.columns if not (pyarrow.types.is_duration(c.type) or pyarrow.types.is_interval(c.type))]
         numbers = lambda row: [v for v in row if isinstance(v, float)]
-        others = lambda row: tuple(str(v) for v in row if not isinstance(v, float))
+        others = lambda row: tuple(str(v).removesuffix("+00:00") for v in row if not isinstance(v, float))
         return sorted((others(row), numbers(row)) for row in zip(*(c.to_pylist() for c in keep)))
 
     ours, theirs = rows(pyarrow.ipc.open_stream(ours).read_all()), rows(theirs)
@@ -108,27 +213,68 @@ def differ(ours, theirs):
     )
 
 
-db = open_duckdb() if a.duckdb else None
-questions = {name: ("/api/sql?format=arrow", {"query": query}) for name, query in SQL.items()}
-questions |= {name: ("/api/rollup?" + urllib.parse.urlencode(params), None) for name, params in ROLLUPS.items()}
-print("| question | ms | answer bytes |" + (" DuckDB, ms | ratio |" if db else ""))
-print("|---|---:|---:|" + ("---:|---:|" if db else ""))
-for name, (path, body) in sorted(questions.items()):
-    try:
-        rounds, others = [], []
-        for _ in range(a.rounds + 1):
-            rounds.append(timed(lambda: ask(path, body)))
-            if db and name in SQL:
-                others.append(timed(lambda: db.sql(IN_DUCKDB.get(name, SQL[name])).to_arrow_table()))
-        ms = statistics.median(ms for ms, _ in rounds[1:])
-        line = f"| {name} | {ms:.0f} | {len(rounds[0][1])} |"
-        if others:
-            other = statistics.median(ms for ms, _ in others[1:])
-            line += f" {other:.0f} | {ms / other:.2f} |"
-            if differ(rounds[0][1], others[0][1]):
-                line += " the answers differ"
-        elif db:
-            line += " | |"
-        print(line, flush=True)
-    except urllib.error.HTTPError as error:
-        print(f"| {name} | failed: {error.read()[:200].decode()} | |", flush=True)
+def save_fleet():
+    import pyarrow
+    import pyarrow.parquet
+
+    for table in TABLES:
+        rows = pyarrow.ipc.open_stream(ask("/api/sql?format=arrow", {"query": f"SELECT * FROM {table}"})).read_all()
+        pyarrow.parquet.write_table(rows, os.path.join(a.scratch, f"{table}.parquet"))
+
+
+def warm(peers, name, path, body):
+    """Milliseconds of the server and of each peer, and whose answer differs."""
+    rounds, differs = {None: []} | {peer: [] for peer in peers}, []
+    for n in range(a.rounds + 1):
+        ms, ours = timed(lambda: ask(path, body))
+        rounds[None].append(ms)
+        for peer, opened in peers.items() if "query" in (body or {}) else ():
+            ms, theirs = timed(lambda: opened.ask(name, body["query"]))
+            rounds[peer].append(ms)
+            # ClickHouse has other types for dates and counts.
+            if n == 0 and peer != "chdb" and differ(ours, theirs):
+                differs.append(peer)
+    return {peer: statistics.median(ms[1:]) for peer, ms in rounds.items() if ms}, differs
+
+
+def main():
+    names = [name for name in a.peers.split(",") if name]
+    unknown = set(names) - set(PEERS)
+    if unknown or (names and not a.files) or (a.cold and not a.serve):
+        sys.exit(f"--peers are of {', '.join(PEERS)} and need --files; --cold needs --serve")
+    if names and a.cold:
+        with Started():
+            save_fleet()
+    elif names:
+        save_fleet()
+    # Tables are made before anything is measured.
+    peers = {name: PEERS[name]() for name in names} if not a.cold else dict.fromkeys(names)
+    questions = {name: ("/api/sql?format=arrow", {"query": query}) for name, query in SQL.items()}
+    questions |= {name: ("/api/rollup?" + urllib.parse.urlencode(params), None) for name, params in ROLLUPS.items()}
+    print("| question | ms |" + "".join(f" {name}, ms | ratio |" for name in names))
+    print("|---|---:|" + "---:|---:|" * len(names))
+    ratios = {name: [] for name in names}
+    for name, (path, body) in sorted(questions.items()):
+        if a.only and name[:3] not in a.only.split(","):
+            continue
+        try:
+            if a.cold:
+                asked = [None, *names] if body else [None]
+                times = {peer: statistics.median(cold(peer, name, path, body) for _ in range(a.rounds)) for peer in asked}
+                differs = []
+            else:
+                times, differs = warm(peers, name, path, body)
+        except urllib.error.HTTPError as error:
+            print(f"| {name} | failed: {error.read()[:200].decode()} |", flush=True)
+            continue
+        ours = times.pop(None)
+        for peer, theirs in times.items():
+            ratios[peer].append(ours / theirs)
+        cells = [f" {times[peer]:.0f} | {ours / times[peer]:.3f} |" if peer in times else " | |" for peer in names]
+        print(f"| {name} | {ours:.0f} |{''.join(cells)}" + "".join(f" answer of {peer} differs" for peer in differs), flush=True)
+    for peer, found in ratios.items():
+        if found:
+            print(f"geometric mean of {len(found)} ratios to {peer}: {statistics.geometric_mean(found):.3f}")
+
+
+main()

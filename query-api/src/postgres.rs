@@ -12,6 +12,7 @@ mod cursors;
 mod errors;
 mod handler;
 mod session;
+mod statements;
 
 use std::{
     collections::HashMap,

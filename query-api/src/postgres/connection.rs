@@ -30,8 +30,9 @@ use tokio_util::{
 use super::{
     Server,
     errors::fatal,
-    handler::{Canceller, Handler, Prepared},
+    handler::{Canceller, Handler},
     session::Session,
+    statements::Prepared,
 };
 
 /// From the first byte to a password that is right.

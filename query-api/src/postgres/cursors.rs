@@ -19,8 +19,9 @@ use pgwire::{
 
 use super::{
     errors::error,
-    handler::{Prepared, to_response},
+    handler::to_response,
     session::{Cursor, Session},
+    statements::Prepared,
 };
 
 type Store = MemPortalStore<Prepared>;

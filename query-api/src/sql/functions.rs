@@ -3,6 +3,7 @@
 mod convert_unit;
 mod date_trunc;
 mod measurement_id;
+mod percentile_cont;
 mod series;
 mod site_zone;
 mod time_bucket;
@@ -26,6 +27,7 @@ pub(super) fn register(context: &SessionContext) {
     context.register_udf(date_trunc::udf());
     context.register_udf(measurement_id::udf());
     context.register_udf(time_bucket::udf());
+    context.register_udaf(percentile_cont::udaf());
     series::udafs().for_each(|udaf| context.register_udaf(udaf));
 }
 
