@@ -49,7 +49,8 @@ class World:
         # Corrections, some after a flush and some in memory.
         corrected = rng.sample(sorted(self.rows), len(self.rows) // 20)
         for key in corrected:
-            self.rows[key] = (rng.randint(0, 800) / 8, rng.choice(["good", "estimated", "bad"]))
+            value = self.rows[key][0] if key[1] == "energy_total" else rng.randint(0, 800) / 8
+            self.rows[key] = (value, rng.choice(["good", "estimated", "bad"]))
         self.write(server, rng, [(key, self.rows[key]) for key in corrected])
 
     @staticmethod
@@ -67,14 +68,22 @@ class World:
         return Node(id, site, category, sources=made)
 
     def fill(self, rng, id):
-        """Hourly energy and half-hourly temperatures with gaps, of some entities and for some of the time."""
-        for metric, step, share in [("energy", 3600, 0.6), ("temperature", 1800, 0.3)]:
+        """Hourly energy, power and registers and half-hourly temperatures with gaps, of some entities and for some of the time."""
+        for metric, step, share in [("energy", 3600, 0.6), ("temperature", 1800, 0.3), ("power", 3600, 0.4), ("energy_total", 3600, 0.4)]:
             if rng.random() > share:
                 continue
             first, last = sorted(rng.sample(range(DAYS + 1), 2))
+            register, silent = rng.randint(0, 8000) / 8, 0
             for t in range(START + first * 86_400, START + last * 86_400, step):
-                if rng.random() < 0.85:
-                    self.rows[id, metric, t] = (rng.randint(0, 800) / 8, rng.choice(["good"] * 8 + ["estimated", "bad"]))
+                # A register is reset now and then, and goes on while nobody reads it.
+                register = rng.randint(0, 80) / 8 if rng.random() < 0.003 else register + rng.randint(0, 40) / 8
+                silent = rng.randint(2, 120) if rng.random() < 0.004 else silent - 1
+                if silent > 0 or rng.random() > 0.85:
+                    continue
+                value = rng.randint(0, 800) / 8
+                if metric == "energy_total":
+                    value = register * rng.choice([1] * 60 + [0.75])
+                self.rows[id, metric, t] = (value, rng.choice(["good"] * 8 + ["estimated", "bad"]))
 
     @staticmethod
     def write(server, rng, rows):
@@ -100,15 +109,74 @@ def aggregate(samples, how):
             "first": values[0], "last": values[-1]}[how]
 
 
+HOLD = 2 * 3600  # a reading stands for two cadences at most; larger gaps of a register are spread
+
+
+def weigh(samples, edges, a, b):
+    """The mean of a gauge by bucket, each reading weighted with the time until the next; the last one stands for a cadence.
+    What is further away than a reading stands is not looked at."""
+    near = [s for s in samples if a - HOLD <= s[0] <= b + HOLD]
+    out = {}
+    for (t, value), (after, _) in zip(near, near[1:] + [(near[-1][0] + 3600, None)] if near else []):
+        for start, end in edges:
+            span = min(after, t + HOLD, b, end) - max(t, a, start)
+            if span > 0:
+                weighted, covered = out.get(start, (0, 0))
+                out[start] = (weighted + value * span, covered + span)
+    return {start: weighted / covered for start, (weighted, covered) in out.items()}
+
+
+def count_up(samples, edges, a, b):
+    """What a register counted by bucket: booked where the interval begins, spread over gaps."""
+    out, before = {}, None
+    for t, value in samples:
+        if before is not None and before[1] / 2 <= value < before[1]:
+            continue  # a glitch
+        if before is not None:
+            (since, known), step = before, value - before[1] if value >= before[1] else value
+            for start, end in edges:
+                if t - since <= HOLD:
+                    share = float(max(start, a) <= since < min(end, b))
+                    hit = share > 0
+                else:
+                    span = min(t, b, end) - max(since, a, start)
+                    hit, share = span > 0, span / (t - since)
+                if hit:
+                    out[start] = out.get(start, 0) + step * share
+        before = t, value
+    return out
+
+
 class Oracle:
     def __init__(self, world, metric, bucket, zone, a, b, how, qualities):
         self.how, self.cells = how, {}
+        self.by_time = {"power": weigh, "energy_total": count_up}.get(metric) if how is None else None
         sites = {id: node.site for node in world.nodes for id in [node.id, *node.sources]}
         for (id, of, t), (value, quality) in sorted(world.rows.items(), key=lambda row: row[0][2]):
             if of == metric and a <= t < b and quality in qualities:
                 key = id, bucket_of(t, bucket, zone or world.zones[sites[id]])
                 self.cells.setdefault(key, []).append((t, value))
+        if self.by_time:
+            self.values = self.over_time(world, metric, lambda id, t: bucket_of(t, bucket, zone or world.zones[sites[id]]), a, b, qualities)
         self.buckets = sorted({bucket for _, bucket in self.cells})
+
+    def over_time(self, world, metric, bucket, a, b, qualities):
+        values, series = {}, {}
+        for (id, of, t), (value, quality) in sorted(world.rows.items(), key=lambda row: row[0][2]):
+            if of == metric and quality in qualities:
+                series.setdefault(id, []).append((t, value))
+        for id, samples in series.items():
+            starts = sorted({bucket(id, t) for t in range(a, b, 900)})
+            edges = list(zip(starts, starts[1:] + [b]))
+            for start, value in self.by_time(samples, edges, a, b).items():
+                if self.by_time is count_up:
+                    self.cells.setdefault((id, start), [])
+                if (id, start) in self.cells:
+                    values[id, start] = value
+        # Readings that count nothing make no bucket of a register.
+        if self.by_time is count_up:
+            self.cells = {key: samples for key, samples in self.cells.items() if key in values}
+        return values
 
     def of(self, ids, bucket):
         """The cells of some entities in a bucket."""
@@ -134,7 +202,8 @@ class Oracle:
             for category, site, id, samples in cells:
                 key = bucket, {"total": None, "category": category, "site": site, "entity": id}[group]
                 value, count = out.get(key, (0.0, 0))
-                out[key] = (value + aggregate(samples, self.how), count + len(samples))
+                one = self.values[id, bucket] if self.by_time else aggregate(samples, self.how)
+                out[key] = (value + one, count + len(samples))
         return {key: (round(value, 6), count) for key, (value, count) in out.items()}
 
 
@@ -148,7 +217,7 @@ def test_generated_rollups(start):
     while asked < QUESTIONS:
         if asked == QUESTIONS // 2:
             server.post("/api/compact", params={"all": "true"})
-        metric = rng.choice(["energy", "energy", "temperature"])
+        metric = rng.choice(["energy", "energy", "temperature", "power", "energy_total"])
         bucket = rng.choice(["15m", "1h", "1d", "1d", "1w", "1mo", "1y"])
         zone = rng.choice([None, *ZONES])
         a = START + rng.randrange(-86_400, (DAYS - 1) * 86_400, 900)
@@ -173,11 +242,13 @@ def test_generated_rollups(start):
             params["entityId"], roots, single = id, [], [(node, id)]
         # What several entities make together is a sum only of sums; local days of several zones have no common start.
         group, how = "entity", rng.choice(["sum", "count", "min", "max", "avg", "first", "last"])
+        if metric in ("power", "energy_total"):
+            how = rng.choice([None, None, None, "count", "min", "max", "first", "last"])
         if metric == "energy" and rng.random() < 0.7:
             how = rng.choice(["sum", "count"])
             is_mixed = zone is None and scope == "fleet" and bucket not in ("15m", "1h")
             group = rng.choice(["site", "entity"] if is_mixed else ["total", "category", "site", "entity"])
-        params |= {"by": group, "agg": how}
+        params |= {"by": group} | ({"agg": how} if how else {})
         r = server.get("/api/rollup", params=params)
         assert r.status_code == 200, (params, r.text)
         at = lambda text: int(dt.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp())
