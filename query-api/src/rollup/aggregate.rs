@@ -19,14 +19,22 @@ pub(crate) enum Item<'a> {
 }
 
 impl Item<'_> {
-    fn first(&self) -> Point {
+    /// How many readings it is.
+    pub(super) fn count(&self) -> u64 {
+        match self {
+            Self::Row(_) => 1,
+            Self::Day(day) => day.count,
+        }
+    }
+
+    pub(super) fn first(&self) -> Point {
         match self {
             Self::Row(Sample { ts, value, .. }) => Point { ts: *ts, value: *value },
             Self::Day(day) => day.first,
         }
     }
 
-    fn last(&self) -> Point {
+    pub(super) fn last(&self) -> Point {
         match self {
             Self::Row(_) => self.first(),
             Self::Day(day) => day.last,

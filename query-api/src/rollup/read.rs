@@ -23,6 +23,7 @@ use wattlake_engine::{DaySummary, HOLD_CADENCES, ReadView, SeriesRows, Summary, 
 use super::{
     aggregate::{Aggregation, Cell, Item, Rules, Sample, aggregate},
     bucket::{Buckets, Width},
+    ends::Ends,
     request::RollupRequest,
 };
 use crate::{
@@ -33,7 +34,7 @@ use crate::{
 /// Entity-bucket pairs of one rollup.
 const CELLS_MAX: usize = 5_000_000;
 /// More entities than this are read as "all" and picked from the rows.
-const ENTITIES_LISTED_MAX: usize = 5_000;
+pub(super) const ENTITIES_LISTED_MAX: usize = 5_000;
 /// So many rows are read as fast as the days of a whole file.
 const ROWS_MANY: i64 = 500_000;
 /// Days held in memory at once, about: entities are read in portions.
@@ -71,6 +72,15 @@ pub(super) struct Reader<'a> {
     pub buckets: BTreeMap<EntityId, Arc<Buckets>>,
 }
 
+/// What was aggregated.
+#[derive(Default)]
+pub(super) struct Found {
+    pub cells: Cells,
+    pub ends: Ends,
+    /// How many cells there are.
+    total: usize,
+}
+
 /// What a portion of entities is made of.
 #[derive(Default)]
 struct Parts {
@@ -89,12 +99,25 @@ struct FileDays {
 impl Reader<'_> {
     /// The cells, and how many days stood for their rows.
     pub(super) async fn read(&self) -> Result<(Cells, usize)> {
-        let (mut cells, mut days) = (Cells::new(), 0);
+        let mut found = Found::default();
         let entities: Vec<EntityId> = self.buckets.keys().copied().collect();
-        if !self.can_use_days() {
-            self.read_rows(&entities, &mut cells).await?;
-            return Ok((cells, 0));
+        let mut days = 0;
+        if self.can_use_days() {
+            days = self.read_with_days(&entities, &mut found).await?;
+        } else {
+            self.read_rows(&entities, self.window(), &mut found).await?;
         }
+        if self.kind == MetricKind::Register
+            && matches!(self.request.aggregation, Aggregation::Default | Aggregation::Sum)
+        {
+            self.close_ends(&mut found).await?;
+        }
+        Ok((found.cells, days))
+    }
+
+    /// Reads days where they stand for their rows; answers how many did.
+    async fn read_with_days(&self, entities: &[EntityId], found: &mut Found) -> Result<usize> {
+        let mut days = 0;
         // Reading days is a part of the query, but not one that SQL sees.
         let mut clock = Allowance::new(self.service.engine().settings().query.timeout.0);
         let (from, to) = self.window();
@@ -103,16 +126,16 @@ impl Reader<'_> {
             let rows_only = match clock.spend(self.read_parts(entities)).await?? {
                 Some(parts) => {
                     days += parts.days.values().map(Vec::len).sum::<usize>();
-                    self.aggregate_parts(parts, &mut cells)?
+                    self.aggregate_parts(parts, found)?
                 }
                 None => entities.to_vec(),
             };
             if !rows_only.is_empty() {
                 tracing::debug!(entities = rows_only.len(), "read as rows only");
-                self.read_rows(&rows_only, &mut cells).await?;
+                self.read_rows(&rows_only, self.window(), found).await?;
             }
         }
-        Ok((cells, days))
+        Ok(days)
     }
 
     /// Whether a day's summary can say what is asked.
@@ -147,7 +170,7 @@ impl Reader<'_> {
     }
 
     /// The range asked for, and around it what reaches in: spans of gauges and registers.
-    fn window(&self) -> (i64, i64) {
+    pub(super) fn window(&self) -> (i64, i64) {
         let reach = match self.kind {
             MetricKind::GaugeExtensive | MetricKind::Register => {
                 let cadences = self.buckets.keys().map(|entity| cadence_micros(self.fleet, *entity));
@@ -303,7 +326,7 @@ impl Reader<'_> {
         let view = self.view.with_files(files);
         let mut rows = BTreeMap::new();
         let mut held = 0;
-        let mut stream = EntityRows::new(self.service.sql(self.query(entities, view)).await?);
+        let mut stream = EntityRows::new(self.service.sql(self.query(entities, view, self.window())).await?);
         while let Some((entity, samples)) = stream.next().await? {
             held += samples.len();
             if held > ROWS_HELD_MAX {
@@ -315,15 +338,14 @@ impl Reader<'_> {
     }
 
     /// Aggregates a portion. Answers the entities whose days turned out not to say enough.
-    fn aggregate_parts(&self, parts: Parts, cells: &mut Cells) -> Result<Vec<EntityId>> {
+    fn aggregate_parts(&self, parts: Parts, found: &mut Found) -> Result<Vec<EntityId>> {
         let Parts { mut days, mut rows } = parts;
         let entities: BTreeSet<EntityId> = days.keys().chain(rows.keys()).copied().collect();
         let mut rows_only = Vec::new();
-        let mut total: usize = cells.values().map(BTreeMap::len).sum();
         for entity in entities {
             let (days, rows) =
                 (days.remove(&entity).unwrap_or_default(), rows.remove(&entity).unwrap_or_default());
-            if !self.aggregate(entity, &merge(&rows, &days), cells, &mut total)? {
+            if !self.aggregate(entity, &merge(&rows, &days), found)? {
                 rows_only.push(entity);
             }
         }
@@ -331,18 +353,15 @@ impl Reader<'_> {
     }
 
     /// `false` when the items do not say enough.
-    fn aggregate(
-        &self,
-        entity: EntityId,
-        items: &[Item<'_>],
-        cells: &mut Cells,
-        total: &mut usize,
-    ) -> Result<bool> {
+    fn aggregate(&self, entity: EntityId, items: &[Item<'_>], found: &mut Found) -> Result<bool> {
         let Some(buckets) = self.buckets.get(&entity) else { return Ok(true) };
-        let Some(of_entity) = aggregate(items, buckets, &self.rules(entity)) else { return Ok(false) };
-        *total += of_entity.len();
-        cells.insert(entity, of_entity);
-        if *total > CELLS_MAX {
+        let rules = self.rules(entity);
+        let Some(of_entity) = aggregate(items, buckets, &rules) else { return Ok(false) };
+        found.ends.take(entity, items, (rules.from, rules.to));
+        found.total += of_entity.len();
+        let before = found.cells.insert(entity, of_entity);
+        found.total -= before.map_or(0, |before| before.len());
+        if found.total > CELLS_MAX {
             let message =
                 format!("the rollup has more than {CELLS_MAX} entity-bucket pairs; choose wider buckets");
             return Err(ApiError::new(Kind::Unprocessable, message));
@@ -350,34 +369,43 @@ impl Reader<'_> {
         Ok(true)
     }
 
-    /// Reads all as rows and aggregates each entity when its rows are there.
-    async fn read_rows(&self, entities: &[EntityId], cells: &mut Cells) -> Result<()> {
+    /// Reads all in a window as rows and aggregates each entity when its rows are there.
+    pub(super) async fn read_rows(
+        &self,
+        entities: &[EntityId],
+        window: (i64, i64),
+        found: &mut Found,
+    ) -> Result<()> {
         if entities.is_empty() {
             return Ok(());
         }
-        let mut total: usize = cells.values().map(BTreeMap::len).sum();
-        let mut stream = EntityRows::new(self.service.sql(self.query(entities, self.view.clone())).await?);
+        let query = self.query(entities, self.view.clone(), window);
+        let mut stream = EntityRows::new(self.service.sql(query).await?);
         while let Some((entity, samples)) = stream.next().await? {
-            self.aggregate(entity, &merge(&samples, &[]), cells, &mut total)?;
+            self.aggregate(entity, &merge(&samples, &[]), found)?;
         }
         Ok(())
     }
 
-    /// The rows of some entities in the window, in order of entity and time.
-    fn query(&self, entities: &[EntityId], view: ReadView) -> SqlRequest {
-        let time = |micros: i64| ScalarValue::TimestampMicrosecond(Some(micros), Some(Arc::from("UTC")));
+    /// The qualities that count, as a list in SQL.
+    pub(super) fn qualities(&self) -> String {
         let qualities: Vec<_> = self.request.qualities.iter().map(|q| format!("'{q}'")).collect();
+        qualities.join(", ")
+    }
+
+    /// The rows of some entities in a window, in order of entity and time.
+    fn query(&self, entities: &[EntityId], view: ReadView, (from, to): (i64, i64)) -> SqlRequest {
+        let time = |micros: i64| ScalarValue::TimestampMicrosecond(Some(micros), Some(Arc::from("UTC")));
         let mut query = format!(
             "SELECT entity_id, timestamp, value, quality FROM measurements WHERE metric = $1 AND timestamp >= $2 \
              AND timestamp < $3 AND quality IN ({})",
-            qualities.join(", ")
+            self.qualities()
         );
         if entities.len() <= ENTITIES_LISTED_MAX {
             let ids: Vec<_> = entities.iter().map(|id| format!("'{id}'")).collect();
             query += &format!(" AND entity_id IN ({})", ids.join(", "));
         }
         query += " ORDER BY entity_id, timestamp";
-        let (from, to) = self.window();
         SqlRequest {
             params: vec![ScalarValue::from(self.request.metric.as_str()), time(from), time(to)],
             view: Some(view),
