@@ -1,5 +1,5 @@
-//! Where the last row of each series of a data file is: files are in the order of series and time, and the columns that tell
-//! the series are short.
+//! Where the last row of each series of a data file is: files are in the order of series and time. Totals tell how many rows each
+//! has; without them the columns that tell the series are read, which are short.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::{
     Storage,
     object_reader::ObjectReader,
     scan::{KeyColumns, damaged, dictionary_schema},
+    series_totals::read_series_totals,
 };
 use crate::{Result, SeriesKey};
 
@@ -23,6 +24,13 @@ pub(crate) async fn last_positions(
     file: &DataFile,
     hidden: &[u64],
 ) -> Result<Vec<(Arc<SeriesKey>, u64)>> {
+    if let Some(totals) = read_series_totals(storage, file).await? {
+        let last = totals.series.into_iter().filter_map(|series| {
+            let position = last_visible(series.rows.start, series.rows.end, hidden)?;
+            Some((Arc::new(series.key), position))
+        });
+        return Ok(last.collect());
+    }
     let reader = ObjectReader::new(storage, &file.stored);
     let options = ArrowReaderOptions::new().with_schema(dictionary_schema());
     let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;

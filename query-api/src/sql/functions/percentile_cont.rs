@@ -103,11 +103,13 @@ fn percentile(values: &mut [f64], share: f64) -> Option<f64> {
     Some(*lower + (upper - *lower) * place.fract())
 }
 
-/// Lists of values.
-fn lists(lists: &[Vec<f64>]) -> ListArray {
+/// Lists of values. Each is freed when it has been copied: together they may be most of a query's memory.
+fn lists(lists: Vec<Vec<f64>>) -> ListArray {
     let item = Arc::new(Field::new_list_field(DataType::Float64, true));
     let offsets = OffsetBuffer::from_lengths(lists.iter().map(Vec::len));
-    ListArray::new(item, offsets, Arc::new(Float64Array::from(lists.concat())), None)
+    let mut values = Vec::with_capacity(lists.iter().map(Vec::len).sum());
+    lists.into_iter().for_each(|list| values.extend_from_slice(&list));
+    ListArray::new(item, offsets, Arc::new(Float64Array::from(values)), None)
 }
 
 /// The values of one group.
@@ -131,7 +133,7 @@ impl Accumulator for Values {
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
-        Ok(vec![ScalarValue::List(Arc::new(lists(&[std::mem::take(&mut self.values)])))])
+        Ok(vec![ScalarValue::List(Arc::new(lists(vec![std::mem::take(&mut self.values)])))])
     }
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
@@ -201,7 +203,7 @@ impl GroupsAccumulator for Groups {
     }
 
     fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
-        Ok(vec![Arc::new(lists(&self.take(emit_to)))])
+        Ok(vec![Arc::new(lists(self.take(emit_to)))])
     }
 
     fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
