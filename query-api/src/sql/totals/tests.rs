@@ -217,6 +217,17 @@ async fn what_totals_do_not_say_is_read_as_rows() {
         let query = asked(&format!("SELECT count(*) FROM measurements WHERE {filter}"));
         assert!(!uses_totals(&history, &query, &all).await, "{query}");
     }
+    // Nothing of other sites, from totals, rows or memory.
+    history.write(NOW - 40 * DAY, NOW - 39 * DAY, 1.0).await;
+    let own = Access { sites: vec![history.sites[1]], ..Access::unrestricted() };
+    let mut meters = vec![vec![history.meters[2].to_string()], vec![history.meters[3].to_string()]];
+    meters.sort();
+    for query in [
+        "SELECT DISTINCT entity_id FROM measurements",
+        "SELECT DISTINCT entity_id FROM measurements WHERE value > -1000",
+    ] {
+        assert_eq!(rows(&ask(&history, query, &own).await), meters, "{query}");
+    }
     for metric in METRICS {
         let query = asked(&format!("SELECT count(*) FROM measurements WHERE metric = '{}'", metric.0));
         assert!(uses_totals(&history, &query, &all).await, "{query}");
