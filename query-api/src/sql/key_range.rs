@@ -107,6 +107,10 @@ impl KeyRange {
         });
     }
 
+    pub(super) fn is_of_one_metric(&self) -> bool {
+        self.metrics.as_ref().is_some_and(|metrics| metrics.len() == 1)
+    }
+
     /// Whether some series are left out.
     pub(super) fn is_of_some_series(&self) -> bool {
         self.metrics.is_some() || self.entities.is_some()
@@ -156,10 +160,12 @@ pub(super) fn is_of_series(filter: &Expr) -> bool {
 
 /// The column and the texts of a filter that lets one of some texts pass.
 fn constants(filter: &Expr) -> Option<(&str, Vec<&str>)> {
-    let text = |expr| match expr {
-        &Expr::Literal(ref value, _) => value.try_as_str().flatten(),
-        _ => None,
-    };
+    fn text(expr: &Expr) -> Option<&str> {
+        match expr {
+            Expr::Literal(value, _) => value.try_as_str().flatten(),
+            _ => None,
+        }
+    }
     match filter {
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) => {
             let equal = |column, constant| Some((column_name(column)?, vec![text(constant)?]));

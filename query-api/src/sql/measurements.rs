@@ -43,6 +43,8 @@ use crate::error::ApiError;
 
 /// Files that are merged in order at most: each holds buffers of its own.
 const ORDERED_FILES_MAX: usize = 512;
+/// The same for other scans of one metric: more of them are spread over fewer streams, without an order.
+const STREAMS_MAX: usize = 16;
 /// Decoded filter columns kept per file while many are merged.
 const ORDERED_CACHE_BYTES: usize = 1 << 20;
 
@@ -180,7 +182,8 @@ impl MeasurementsTable {
         ordering: Option<&LexOrdering>,
     ) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
         let partitions = state.config().target_partitions();
-        let are_split = ordering.is_none() && files.len() < WHOLE_FILES_MIN * partitions;
+        let is_merged = state.config().get_extension::<KeyOrder>().is_some();
+        let are_split = !is_merged && files.len() < WHOLE_FILES_MIN * partitions;
         files.retain(|rows| !rows.is_empty());
         if files.is_empty() {
             return Ok(Vec::new());
@@ -199,7 +202,7 @@ impl MeasurementsTable {
         let store = CheckedStore::new(self.view.storage(), files.iter().map(|rows| &rows.file.stored));
         let cache = state.runtime_env().cache_manager.get_file_metadata_cache();
         let mut options = state.default_table_options().parquet;
-        if ordering.is_some() {
+        if ordering.is_some() && files.len() > WHOLE_FILES_MIN * partitions {
             options.global.max_predicate_cache_size = Some(ORDERED_CACHE_BYTES);
         }
         let source = ParquetSource::new(Arc::clone(&self.schema))
@@ -225,9 +228,7 @@ impl MeasurementsTable {
         files: Vec<FileRows<'_>>,
         range: &KeyRange,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let is_ordered =
-            state.config().get_extension::<KeyOrder>().is_some() && files.len() <= ORDERED_FILES_MAX;
-        let ordering = if is_ordered { self.key_ordering()? } else { None };
+        let ordering = self.ordering(state, files.len(), range)?;
         let (exact, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|rows| rows.totals.is_some());
         let mut parts = self.scan_files(state, exact, ordering.as_ref())?;
         let others = self.scan_files(state, others, ordering.as_ref())?;
@@ -251,9 +252,14 @@ impl MeasurementsTable {
         })
     }
 
-    /// The order of rows in files and of those in memory.
-    fn key_ordering(&self) -> Result<Option<LexOrdering>> {
-        let key = ["metric", "entity_id", "timestamp"];
+    /// The order of rows in files and of those in memory, where each is a stream of its own: windows over the readings of an
+    /// entity need no sort then, and aggregates by entity hold one at a time.
+    fn ordering(&self, state: &dyn Session, files: usize, range: &KeyRange) -> Result<Option<LexOrdering>> {
+        let key: &[&str] = match state.config().get_extension::<KeyOrder>() {
+            Some(_) if files <= ORDERED_FILES_MAX => &["metric", "entity_id", "timestamp"],
+            None if files <= STREAMS_MAX && range.is_of_one_metric() => &["entity_id", "timestamp"],
+            _ => return Ok(None),
+        };
         let columns = key.iter().map(|name| Ok(PhysicalSortExpr::new_default(col(name, &self.schema)?)));
         Ok(LexOrdering::new(columns.collect::<Result<Vec<_>>>()?))
     }
