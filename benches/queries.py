@@ -128,7 +128,7 @@ class ClickHouse:
             self.db.query(f"CREATE TABLE w.measurements ENGINE MergeTree ORDER BY (metric, entity_id, timestamp) AS SELECT * FROM file('{a.files}', Parquet)")
             self.db.query("OPTIMIZE TABLE w.measurements FINAL")
             for table in TABLES:
-                self.db.query(f"CREATE TABLE w.{table} ENGINE Memory AS SELECT * FROM file('{a.scratch}/{table}.parquet', Parquet)".replace("Memory", "MergeTree ORDER BY id"))
+                self.db.query(f"CREATE TABLE w.{table} ENGINE MergeTree ORDER BY id AS SELECT * FROM file('{a.scratch}/{table}.parquet', Parquet)")
         self.db.query("USE w")
 
     def ask(self, name, query):

@@ -55,3 +55,56 @@ impl TotalsCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    use wattlake_catalog::{FileBounds, SnapshotId, StoredFile};
+
+    use super::*;
+
+    fn file(id: i64) -> Arc<DataFile> {
+        let stored = StoredFile {
+            path: format!("month=2026-01/{id}.parquet"),
+            bytes: 1,
+            footer_bytes: 1,
+            blake3: String::new(),
+            sums: Default::default(),
+        };
+        let bounds = FileBounds {
+            min_ts: 0,
+            max_ts: 0,
+            min_entity: String::new(),
+            max_entity: String::new(),
+            min_metric: String::new(),
+            max_metric: String::new(),
+        };
+        Arc::new(DataFile { id, stored, rows: 1, row_group_rows: 1, level: 2, bounds, delete: None })
+    }
+
+    #[test]
+    fn no_more_is_kept_than_fits_and_files_that_are_gone_make_room() {
+        let most_of_it = || {
+            let rows: ArrayRef = Arc::new(Int64Array::from(vec![1; KEPT_MAX * 2 / 3]));
+            let batch = RecordBatch::try_from_iter([("rows", rows)]).expect("batch");
+            Some(Arc::new(SeriesTotals { batch, series: Vec::new() }))
+        };
+        let manifest = |ids: &[i64]| Manifest {
+            snapshot: SnapshotId(1),
+            files: ids.iter().map(|id| file(*id)).collect(),
+        };
+        let cache = TotalsCache::default();
+        let kept = || {
+            let mut ids: Vec<i64> = cache.kept.lock().keys().copied().collect();
+            ids.sort_unstable();
+            ids
+        };
+        cache.keep(1, most_of_it(), &manifest(&[1, 2]));
+        cache.keep(2, most_of_it(), &manifest(&[1, 2]));
+        assert_eq!(kept(), [1], "there is no room for both");
+        cache.keep(3, None, &manifest(&[1, 2, 3]));
+        assert_eq!(kept(), [1, 3]);
+        cache.keep(2, most_of_it(), &manifest(&[2, 3]));
+        assert_eq!(kept(), [2, 3], "the first file is gone");
+    }
+}

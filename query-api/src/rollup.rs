@@ -7,6 +7,7 @@
 mod aggregate;
 mod balance;
 mod bucket;
+mod choice;
 mod ends;
 mod execute;
 mod read;
