@@ -6,29 +6,19 @@
 use wattlake_catalog::Quality;
 use wattlake_config::MetricKind;
 
-use crate::rows::Rows;
+use crate::{
+    register::{GLITCH_LASTS, step},
+    rows::Rows,
+};
 
 /// A gauge's reading stands for this many cadences at most when the next one is missing; increases of a register over more are spread.
 pub const HOLD_CADENCES: i64 = 2;
-/// A register that falls below this share of its last value was reset; a smaller fall is a glitch.
-const RESET_BELOW: f64 = 0.5;
 
 /// A value at an instant, in microseconds since 1970 UTC.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
     pub ts: i64,
     pub value: f64,
-}
-
-/// What a register counted between two readings; `None`: the later one is a glitch, and counts for nothing (ROLL-4).
-pub fn register_step(before: f64, value: f64) -> Option<f64> {
-    if value >= before {
-        Some(value - before)
-    } else if value < before * RESET_BELOW {
-        Some(value)
-    } else {
-        None
-    }
 }
 
 /// One or more consecutive readings of one series, bad ones left out.
@@ -46,12 +36,15 @@ pub struct Summary {
     /// time in microseconds.
     pub weighted: f64,
     pub covered: i64,
-    /// Of a register: what it counted from the first reading to the last one that is no glitch; `None` when there are not two.
+    /// Of a register: what it counted from the first reading to the last one that is no glitch; `None` when there are not two, or when it was set
+    /// back.
     pub increase: Option<f64>,
     /// Steps of the register over more time than a reading stands for: their increase is estimated.
     pub gaps: u64,
-    /// The last reading of the register that is no glitch.
+    /// The last reading of the register that is no glitch. Where it is not the last one of all, readings around these decide what they count.
     pub register: Point,
+    /// Since when the register shows less than it did, but no reset, while that may be a glitch; [`i64::MIN`]: it is not known what it counted.
+    pub(crate) fallen: Option<i64>,
     /// The register neither fell nor had gaps: the increase is the last value without the first.
     pub is_rising: bool,
     /// Of an extensive gauge: microseconds between two readings when they are evenly spaced and each stands until the next.
@@ -73,6 +66,7 @@ impl Summary {
             increase: None,
             gaps: 0,
             register: point,
+            fallen: None,
             is_rising: true,
             step: None,
         }
@@ -152,10 +146,25 @@ impl Summary {
     }
 
     fn count_up(&mut self, point: Point, hold: i64) {
-        let Some(step) = register_step(self.register.value, point.value) else {
+        let step = step(self.register.value, point.value);
+        if let Some(since) = self.fallen {
+            if since == i64::MIN {
+                return;
+            }
+            let is_back = point.value >= self.register.value;
+            if point.ts.saturating_sub(since) > GLITCH_LASTS || (step.is_some() && !is_back) {
+                // It was set back, or may have been: what waited counts after all, but was not kept.
+                (self.increase, self.gaps, self.register) = (None, 0, self.first);
+                self.fallen = Some(i64::MIN);
+                return;
+            }
+        }
+        let Some(step) = step else {
             self.is_rising = false;
+            self.fallen.get_or_insert(point.ts);
             return;
         };
+        self.fallen = None;
         let is_gap = point.ts.saturating_sub(self.register.ts) > hold;
         self.increase = Some(self.increase.unwrap_or(0.0) + step);
         self.gaps += u64::from(is_gap);
@@ -192,6 +201,13 @@ mod tests {
         assert_eq!((reset.increase, reset.is_rising), (Some(2.0), false));
         let glitch = summary(MetricKind::Register, &[(0, 100.0), (10, 99.0)], 20);
         assert_eq!((glitch.increase, glitch.register.ts, glitch.is_rising), (None, 0, false));
+        let back = summary(MetricKind::Register, &[(0, 100.0), (10, 99.0), (10 + GLITCH_LASTS, 101.0)], 20);
+        assert_eq!((back.increase, back.register, back.gaps), (Some(1.0), back.last, 1));
+        let late = [(0, 100.0), (10, 99.0), (11 + GLITCH_LASTS, 101.0), (12 + GLITCH_LASTS, 102.0)];
+        let set_back = summary(MetricKind::Register, &late, 20);
+        assert_eq!((set_back.increase, set_back.register.ts, set_back.count), (None, 0, 4));
+        let reset_below = summary(MetricKind::Register, &[(0, 100.0), (10, 99.0), (20, 1.0), (30, 102.0)], 20);
+        assert_eq!((reset_below.increase, reset_below.register.ts, reset_below.count), (None, 0, 4));
         let gap = summary(MetricKind::Register, &[(0, 100.0), (50, 104.0)], 20);
         assert_eq!((gap.increase, gap.gaps, gap.is_rising), (Some(4.0), 1, false));
     }

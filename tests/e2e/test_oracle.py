@@ -3,6 +3,7 @@
 TEST_SCALE=10 asks two thousand of them; TEST_SEED gives other ones."""
 
 import datetime as dt
+import math
 import os
 import random
 from zoneinfo import ZoneInfo
@@ -113,11 +114,9 @@ HOLD = 2 * 3600  # a reading stands for two cadences at most; larger gaps of a r
 
 
 def weigh(samples, edges, a, b):
-    """The mean of a gauge by bucket, each reading weighted with the time until the next; the last one stands for a cadence.
-    What is further away than a reading stands is not looked at."""
-    near = [s for s in samples if a - HOLD <= s[0] <= b + HOLD]
+    """The mean of a gauge by bucket, each reading weighted with the time until the next."""
     out = {}
-    for (t, value), (after, _) in zip(near, near[1:] + [(near[-1][0] + 3600, None)] if near else []):
+    for (t, value), (after, _) in zip(samples, samples[1:] + [(math.inf, None)]):
         for start, end in edges:
             span = min(after, t + HOLD, b, end) - max(t, a, start)
             if span > 0:
@@ -126,13 +125,18 @@ def weigh(samples, edges, a, b):
     return {start: weighted / covered for start, (weighted, covered) in out.items()}
 
 
+GLITCH = 48 * 3600  # a smaller fall of a register that lasts longer is none
+
+
 def count_up(samples, edges, a, b):
     """What a register counted by bucket: booked where the interval begins, spread over gaps."""
     out, before = {}, None
-    for t, value in samples:
+    for i, (t, value) in enumerate(samples):
         if before is not None and before[1] / 2 <= value < before[1]:
-            continue  # a glitch
-        if before is not None:
+            soon = (after for later, after in samples[i + 1 :] if later - t <= GLITCH)
+            if any(after >= before[1] for after in soon):
+                continue  # a glitch
+        elif before is not None:
             (since, known), step = before, value - before[1] if value >= before[1] else value
             for start, end in edges:
                 if t - since <= HOLD:
@@ -190,20 +194,46 @@ class Oracle:
                 return own
         return [cell for child in node.children for cell in self.resolve(child, category, bucket)]
 
-    def answer(self, roots, single, group):
+    def lowest(self, node, bucket):
+        """The lowest entities with readings: sources, and meters without any of their category below."""
+        found = [part for child in node.children for part in self.lowest(child, bucket)]
+        own = self.of(node.sources, bucket)
+        if not own and not any(category == node.category for category, _ in found):
+            own = self.of([node.id], bucket)
+        return found + [(node.category, cell) for cell in own]
+
+    def residual(self, node, bucket):
+        """What a meter shows, and what is below it with the sign turned, where all of that is known."""
+        own = self.of([node.id], bucket)
+        alike = [child for child in node.children if child.category == node.category]
+        below = [self.resolve(child, node.category, bucket) for child in alike]
+        if not own or not below or not all(below):
+            return []
+        others = [cell for child in node.children if child not in alike for cell in self.resolve(child, node.category, bucket)]
+        return [(1, *own[0])] + [(-1, *cell) for cell in sum(below, others)]
+
+    def answer(self, roots, single, group, mode):
         out = {}
         for bucket in self.buckets:
             cells = []
             for root in roots:
-                for category in ("CONS", "PROD", "INJ"):
-                    cells += [(category, root.site, *cell) for cell in self.resolve(root, category, bucket)]
+                if mode == "own":
+                    cells += [(root.category, root.site, root.id, 1, *cell) for cell in self.of([root.id], bucket)]
+                elif mode == "leaves":
+                    cells += [(category, root.site, None, 1, *cell) for category, cell in self.lowest(root, bucket)]
+                elif mode == "residual":
+                    for node in root.below():
+                        cells += [(node.category, node.site, node.id, *cell) for cell in self.residual(node, bucket)]
+                else:
+                    for category in ("CONS", "PROD", "INJ"):
+                        cells += [(category, root.site, None, 1, *cell) for cell in self.resolve(root, category, bucket)]
             for node, id in single:
-                cells += [(node.category, node.site, *cell) for cell in self.of([id], bucket)]
-            for category, site, id, samples in cells:
-                key = bucket, {"total": None, "category": category, "site": site, "entity": id}[group]
+                cells += [(node.category, node.site, node.id, 1, *cell) for cell in self.of([id], bucket)]
+            for category, site, meter, sign, id, samples in cells:
+                key = bucket, {"total": None, "category": category, "site": site, "meter": meter, "entity": id}[group]
                 value, count = out.get(key, (0.0, 0))
                 one = self.values[id, bucket] if self.by_time else aggregate(samples, self.how)
-                out[key] = (value + one, count + len(samples))
+                out[key] = (value + sign * one, count + len(samples))
         return {key: (round(value, 6), count) for key, (value, count) in out.items()}
 
 
@@ -212,7 +242,7 @@ def test_generated_rollups(start):
     rng = random.Random(seed)
     server = start()
     world = World(server, rng)
-    names = {"category": "category", "site": "siteId", "entity": "entityId"}
+    names = {"category": "category", "site": "siteId", "meter": "meterId", "entity": "entityId"}
     asked = filled = 0
     while asked < QUESTIONS:
         if asked == QUESTIONS // 2:
@@ -248,12 +278,23 @@ def test_generated_rollups(start):
             how = rng.choice(["sum", "count"])
             is_mixed = zone is None and scope == "fleet" and bucket not in ("15m", "1h")
             group = rng.choice(["site", "entity"] if is_mixed else ["total", "category", "site", "entity"])
-        params |= {"by": group} | ({"agg": how} if how else {})
+        mode = rng.choice(["auto", "auto", "auto", "own", "leaves", "residual"])
+        if mode == "own" and scope != "entity" and group == "entity":
+            roots = [node for root in roots for node in root.below()]  # meter by meter
+        if mode == "residual":
+            metric = params["metric"] = rng.choice(["energy", "power", "energy_total"])
+            how, group = "sum" if metric == "energy" else None, rng.choice(["meter", "total", "category", "site"])
+            is_mixed = zone is None and scope == "fleet" and bucket not in ("15m", "1h")
+            if is_mixed and group in ("total", "category"):
+                group = "meter"
+            if scope == "entity":
+                mode, group = "auto", "entity"
+        params |= {"by": group, "mode": mode} | ({"agg": how} if how else {})
         r = server.get("/api/rollup", params=params)
         assert r.status_code == 200, (params, r.text)
         at = lambda text: int(dt.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp())
         got = {(at(row["bucketStart"]), row.get(names.get(group))): (round(row["value"], 6), row["count"]) for row in r.json()}
-        want = Oracle(world, metric, bucket, zone, a, b, how, qualities).answer(roots, single, group)
+        want = Oracle(world, metric, bucket, zone, a, b, how, qualities).answer(roots, single, group, mode)
         assert got == want, f"seed {seed}: {params}"
         asked, filled = asked + 1, filled + bool(want)
     assert filled > QUESTIONS / 3

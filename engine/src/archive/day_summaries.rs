@@ -493,6 +493,7 @@ fn summary(
         increase: if is_rising { (count > 1).then_some(last.value - first.value) } else { number(6) },
         gaps: integer(8).unwrap_or(0).try_into().ok()?,
         register: register.unwrap_or(last),
+        fallen: None,
         is_rising,
         step,
     })

@@ -6,7 +6,7 @@ use wattlake_catalog::Quality;
 use wattlake_config::MetricKind;
 /// A raw row of one entity.
 pub(crate) use wattlake_engine::StoredReading as Sample;
-use wattlake_engine::{HOLD_CADENCES, Point, Summary, register_step};
+use wattlake_engine::{HOLD_CADENCES, Point, Register, Step, Summary};
 
 use super::bucket::Buckets;
 
@@ -19,14 +19,6 @@ pub(crate) enum Item<'a> {
 }
 
 impl Item<'_> {
-    /// How many readings it is.
-    pub(super) fn count(&self) -> u64 {
-        match self {
-            Self::Row(_) => 1,
-            Self::Day(day) => day.count,
-        }
-    }
-
     pub(super) fn first(&self) -> Point {
         match self {
             Self::Row(Sample { ts, value, .. }) => Point { ts: *ts, value: *value },
@@ -159,8 +151,7 @@ fn weigh_by_time(
             cell.covered += day.covered as f64;
         }
         let last = item.last();
-        // The last sample is taken to stand for one cadence: nothing says more.
-        let next = items.get(i + 1).map_or(last.ts + rules.cadence, |next| next.first().ts);
+        let next = items.get(i + 1).map_or(i64::MAX, |next| next.first().ts);
         let end = next.min(last.ts + hold).min(rules.to);
         let mut start = last.ts.max(rules.from);
         while start < end {
@@ -178,62 +169,56 @@ fn weigh_by_time(
 }
 
 /// Books each increase where its interval begins. Across a gap it is spread evenly and counts as estimated. `None` when a day
-/// begins with a glitch: what comes after it depends on what was before.
+/// begins or ends with a smaller fall: readings around it decide whether it is a glitch.
 fn book_increases(
     items: &[Item<'_>],
     buckets: &Buckets,
     rules: &Rules,
     cells: &mut BTreeMap<usize, Accumulator>,
 ) -> Option<()> {
-    let hold = rules.cadence * HOLD_CADENCES;
-    let mut previous: Option<Point> = None;
+    let mut register = Register::default();
     for item in items {
-        let first = item.first();
-        let step = previous.map(|before| (before, register_step(before.value, first.value)));
         match item {
-            // A glitch: the register is taken up again where it was.
-            Item::Row(_) if matches!(step, Some((_, None))) => continue,
-            Item::Row(_) => previous = Some(first),
+            Item::Row(_) => register.push(item.first()),
             Item::Day(day) => {
-                if matches!(step, Some((_, None))) {
+                if day.register.ts != day.last.ts {
                     return None;
                 }
-                previous = Some(day.register);
+                register.jump(day.first, day.last)?;
                 if let Some(increase) = day.increase
                     && rules.holds(item)
-                    && let Some(index) = buckets.index(first.ts)
+                    && let Some(index) = buckets.index(day.first.ts)
                 {
-                    let cell = cells.entry(index).or_default();
-                    cell.increase += increase;
-                    cell.has_increase = true;
-                    cell.estimated += day.gaps;
+                    cells.entry(index).or_default().add_increase(increase, day.gaps);
                 }
             }
         }
-        let Some((before, Some(step))) = step else { continue };
-        let span = first.ts - before.ts;
-        if span <= hold {
-            if (rules.from..rules.to).contains(&before.ts)
-                && let Some(index) = buckets.index(before.ts)
-            {
-                let cell = cells.entry(index).or_default();
-                cell.increase += step;
-                cell.has_increase = true;
-            }
-            continue;
-        }
-        let (mut start, end) = (before.ts.max(rules.from), first.ts.min(rules.to));
-        while start < end {
-            let Some(index) = buckets.index(start) else { break };
-            let stop = end.min(buckets.edges[index + 1]);
-            let cell = cells.entry(index).or_default();
-            cell.increase += step * ((stop - start) as f64 / span as f64);
-            cell.has_increase = true;
-            cell.estimated += 1;
-            start = stop;
-        }
+        register.steps().for_each(|step| book(step, buckets, rules, cells));
     }
+    register.finish();
+    register.steps().for_each(|step| book(step, buckets, rules, cells));
     Some(())
+}
+
+fn book(step: Step, buckets: &Buckets, rules: &Rules, cells: &mut BTreeMap<usize, Accumulator>) {
+    let (from, to) = (step.from.ts, step.to.ts);
+    let span = to - from;
+    if span <= rules.cadence * HOLD_CADENCES {
+        if (rules.from..rules.to).contains(&from)
+            && let Some(index) = buckets.index(from)
+        {
+            cells.entry(index).or_default().add_increase(step.increase, 0);
+        }
+        return;
+    }
+    let (mut start, end) = (from.max(rules.from), to.min(rules.to));
+    while start < end {
+        let Some(index) = buckets.index(start) else { break };
+        let stop = end.min(buckets.edges[index + 1]);
+        let share = (stop - start) as f64 / span as f64;
+        cells.entry(index).or_default().add_increase(step.increase * share, 1);
+        start = stop;
+    }
 }
 
 impl Accumulator {
@@ -253,6 +238,12 @@ impl Accumulator {
         self.extremes(day.min, day.max);
         self.first.get_or_insert(day.first.value);
         self.last = Some(day.last.value);
+    }
+
+    fn add_increase(&mut self, increase: f64, estimated: u64) {
+        self.increase += increase;
+        self.has_increase = true;
+        self.estimated += estimated;
     }
 
     fn extremes(&mut self, min: f64, max: f64) {

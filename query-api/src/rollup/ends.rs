@@ -11,9 +11,10 @@ use arrow::{
 };
 use datafusion::common::ScalarValue;
 use wattlake_catalog::EntityId;
+use wattlake_engine::{GLITCH_LASTS, HOLD_CADENCES};
 
 use super::{
-    aggregate::Item,
+    aggregate::{Item, Rules},
     read::{ENTITIES_LISTED_MAX, Found, Reader},
 };
 use crate::{
@@ -23,64 +24,95 @@ use crate::{
 
 /// Entities that are read at once: all of them over the time that one of them needs.
 const ENTITIES_AT_ONCE: usize = 200;
-/// So much is read beyond the readings that were found, microseconds: what goes before tells whether one is a glitch.
-const BEYOND: i64 = 2 * 86_400_000_000;
+
+/// Entities whose rows are read together begin this close to each other, microseconds.
+const BEGIN_WITHIN: i64 = 30 * 86_400_000_000;
 
 /// Which entities' readings do not reach over the ends of the range.
 #[derive(Default)]
 pub(super) struct Ends {
     /// With any readings in the window.
     read: BTreeSet<EntityId>,
-    /// With two readings just before the range: one might be a glitch.
-    begun: BTreeSet<EntityId>,
-    /// With a reading after it.
+    /// With a reading before the range, of which those before it tell what it counts for; its time.
+    begun: BTreeMap<EntityId, i64>,
+    /// With a reading just after it, so that those after that one are in the window as well.
     ended: BTreeSet<EntityId>,
 }
 
 impl Ends {
     /// Takes what was read of an entity, in order of time.
-    pub(super) fn take(&mut self, entity: EntityId, items: &[Item<'_>], (from, to): (i64, i64)) {
-        let Some(last) = items.last() else { return };
+    pub(super) fn take(&mut self, entity: EntityId, items: &[Item<'_>], rules: &Rules) {
+        let Some(first) = items.first() else { return };
         self.read.insert(entity);
-        let before = |item: &&Item<'_>| item.first().ts < from;
-        let known: u64 = items.iter().take_while(before).map(Item::count).sum();
-        if known >= 2 {
-            self.begun.insert(entity);
+        let before = items.iter().rev().map(|item| item.last().ts).find(|ts| *ts < rules.from);
+        if let Some(before) = before.filter(|before| first.first().ts <= before.saturating_sub(GLITCH_LASTS)) {
+            self.begun.insert(entity, before);
         }
-        if last.last().ts >= to {
+        let after = items.iter().map(|item| item.first().ts).find(|ts| *ts >= rules.to);
+        if after.is_some_and(|after| after <= rules.to.saturating_add(rules.cadence * HOLD_CADENCES)) {
             self.ended.insert(entity);
         }
     }
+}
+
+/// Rows of an entity that are to be read anew.
+struct Wanted {
+    /// The last reading before the range.
+    begin: Option<i64>,
+    end: i64,
+    entity: EntityId,
 }
 
 impl Reader<'_> {
     /// Aggregates anew the registers that were not read for a while at an end of the range.
     pub(super) async fn close_ends(&self, found: &mut Found) -> Result<()> {
         let ends = std::mem::take(&mut found.ends);
-        let lacking = |known: &BTreeSet<EntityId>| -> Vec<EntityId> {
-            self.buckets.keys().filter(|entity| !known.contains(entity)).copied().collect()
-        };
-        let (from, to) = self.window();
-        let before = self.nearest("max(timestamp)", "<", from, &lacking(&ends.begun)).await?;
-        let after = self.nearest("min(timestamp)", ">=", to, &lacking(&ends.ended)).await?;
-        let mut reads: Vec<(i64, i64, EntityId)> = Vec::new();
+        let ((from, to), (_, window_end)) = (self.range(), self.window());
+        let all = || self.buckets.keys().copied();
+        let not_begun: Vec<_> = all().filter(|entity| !ends.begun.contains_key(entity)).collect();
+        let not_ended: Vec<_> = all().filter(|entity| !ends.ended.contains(entity)).collect();
+        let before = self.nearest("max(timestamp)", "<", from, &not_begun).await?;
+        let after = self.nearest("min(timestamp)", ">=", to, &not_ended).await?;
+        let mut wanted: Vec<Wanted> = Vec::new();
         for entity in self.buckets.keys() {
-            let (before, after) = (before.get(entity), after.get(entity));
+            let (before, after) = (before.get(entity).copied(), after.get(entity).copied());
             let is_read = ends.read.contains(entity);
             if (before.is_some() && (is_read || after.is_some())) || (after.is_some() && is_read) {
-                let start = before.map_or(from, |before| before.saturating_sub(BEYOND));
-                reads.push((start, after.map_or(to, |after| after.saturating_add(BEYOND)), *entity));
+                // A known beginning is read again with the rest.
+                let begin = before.or_else(|| ends.begun.get(entity).copied());
+                let end = after.map_or(window_end, |after| after.saturating_add(GLITCH_LASTS + 1));
+                wanted.push(Wanted { begin, end, entity: *entity });
             }
         }
-        // Those with gaps of the same time together.
-        reads.sort_unstable();
-        for reads in reads.chunks(ENTITIES_AT_ONCE) {
-            let start = reads.iter().map(|read| read.0).min().unwrap_or(from);
-            let end = reads.iter().map(|read| read.1).max().unwrap_or(to);
-            let entities: Vec<EntityId> = reads.iter().map(|read| read.2).collect();
-            self.read_rows(&entities, (start, end), found).await?;
+        wanted.sort_unstable_by_key(|wanted| (wanted.begin, wanted.end));
+        let mut rest = &wanted[..];
+        while let Some(first) = rest.first() {
+            let is_near = |wanted: &&Wanted| match (first.begin, wanted.begin) {
+                (Some(first), Some(begin)) => begin - first <= BEGIN_WITHIN,
+                (first, begin) => first == begin,
+            };
+            let count = rest.iter().take(ENTITIES_AT_ONCE).take_while(is_near).count();
+            let (together, others) = rest.split_at(count);
+            self.read_together(together, found).await?;
+            rest = others;
         }
         Ok(())
+    }
+
+    /// From a reading on that lies so far before the last one before the range that what this one counts for is sure.
+    async fn read_together(&self, wanted: &[Wanted], found: &mut Found) -> Result<()> {
+        let (from, to) = self.range();
+        let entities: Vec<EntityId> = wanted.iter().map(|wanted| wanted.entity).collect();
+        let end = wanted.iter().map(|wanted| wanted.end).max().unwrap_or(to);
+        let start = match wanted.iter().filter_map(|wanted| wanted.begin).min() {
+            Some(begin) => {
+                let sure = begin.saturating_sub(GLITCH_LASTS);
+                let starts = self.nearest("max(timestamp)", "<=", sure, &entities).await?;
+                starts.into_values().min().unwrap_or(sure)
+            }
+            None => from,
+        };
+        self.read_rows(&entities, (start, end), found).await
     }
 
     /// The time of the reading nearest to a time, of those of some entities that have any.

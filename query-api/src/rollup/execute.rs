@@ -85,6 +85,12 @@ pub(super) async fn rollup_with(
     let scope = Scope::new(&fleet, request, access, &default_zone)?;
     let metric = engine.metrics().get(&request.metric);
     let kind = engine.metrics().kind(&request.metric);
+    let adds_up = kind != MetricKind::GaugeIntensive
+        && matches!(request.aggregation, Aggregation::Default | Aggregation::Sum);
+    if request.mode == Mode::Residual && (!adds_up || request.by == GroupBy::Entity) {
+        let message = "mode=residual is of metrics that add up, as energy and power, with agg=sum or none, and by total, category, site or meter";
+        return Err(ApiError::invalid(message));
+    }
     let buckets = scope.buckets();
     let reader = Reader { service, view, fleet: &fleet, request, access, kind, days, buckets };
     let (cells, days) = reader.read().await?;
@@ -143,6 +149,9 @@ impl Scope {
             let meters: BTreeSet<EntityId> = roots.iter().flat_map(|root| fleet.subtree(*root)).collect();
             let sources = meters.iter().flat_map(|meter| fleet.sources_of(*meter));
             let universe: BTreeSet<EntityId> = meters.iter().chain(sources).chain(&single).copied().collect();
+            if request.mode == Mode::Residual && !single.is_empty() {
+                return Err(ApiError::invalid("mode=residual is of meters and what is below them; choose meterId"));
+            }
             sites.push(SiteScope {
                 site,
                 zone,
@@ -238,7 +247,7 @@ fn group(fleet: &Fleet, scope: &Scope, request: &RollupRequest, cells: &Cells, n
                 let single = site.single.iter().filter(|id| present.contains(*id));
                 found.extend(single.filter_map(|id| {
                     let meter = fleet.meter(fleet.entity(*id)?.meter_id())?;
-                    Some(Contribution { entity: *id, meter: meter.id, category: meter.category })
+                    Some(Contribution { entity: *id, meter: meter.id, category: meter.category, is_minus: false })
                 }));
                 found.sort();
                 found.dedup();
@@ -254,6 +263,10 @@ fn group(fleet: &Fleet, scope: &Scope, request: &RollupRequest, cells: &Cells, n
                 let Some(cell) = cells.get(&contribution.entity).and_then(|cells| cells.get(&index)) else {
                     continue;
                 };
+                let mut cell = *cell;
+                if contribution.is_minus {
+                    cell.value = -cell.value;
+                }
                 let name = match request.by {
                     GroupBy::Total => None,
                     GroupBy::Category => Some(contribution.category.to_string()),
@@ -267,7 +280,7 @@ fn group(fleet: &Fleet, scope: &Scope, request: &RollupRequest, cells: &Cells, n
                 groups.parts.entry(name).or_default().entry(label).or_default().push(Part {
                     contribution: *contribution,
                     capacity: entity.and_then(|entity| entity.capacity()).unwrap_or(0.0),
-                    cell: *cell,
+                    cell,
                     expected: observable / cadence_micros(fleet, contribution.entity) as f64,
                 });
             }

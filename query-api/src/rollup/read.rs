@@ -15,7 +15,7 @@ use datafusion::common::ScalarValue;
 use futures::{StreamExt, TryStreamExt, stream};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet, Quality};
 use wattlake_config::MetricKind;
-use wattlake_engine::{DaySummary, HOLD_CADENCES, ReadView, SeriesRows, Summary, cadence_micros};
+use wattlake_engine::{DaySummary, GLITCH_LASTS, HOLD_CADENCES, ReadView, SeriesRows, Summary, cadence_micros};
 
 use super::{
     aggregate::{Aggregation, Cell, Item, Rules, Sample, aggregate},
@@ -105,9 +105,7 @@ impl Reader<'_> {
         } else {
             self.read_rows(&entities, self.window(), &mut found).await?;
         }
-        if self.kind == MetricKind::Register
-            && matches!(self.request.aggregation, Aggregation::Default | Aggregation::Sum)
-        {
+        if self.books_increases() {
             self.close_ends(&mut found).await?;
         }
         Ok((found.cells, days))
@@ -167,27 +165,34 @@ impl Reader<'_> {
         self.buckets.keys().fold(0, |sum, entity| i64::saturating_add(sum, of_entity(*entity)))
     }
 
-    /// The range asked for, and around it what reaches in: spans of gauges and registers.
+    /// The range asked for, and around it what reaches in: spans of gauges and registers, and what tells whether a register's readings there
+    /// count.
     pub(super) fn window(&self) -> (i64, i64) {
-        let reach = match self.kind {
-            MetricKind::GaugeExtensive | MetricKind::Register => {
-                let cadences = self.buckets.keys().map(|entity| cadence_micros(self.fleet, *entity));
-                cadences.max().unwrap_or(0) * HOLD_CADENCES
-            }
-            MetricKind::GaugeIntensive | MetricKind::Interval => 0,
+        let cadences = self.buckets.keys().map(|entity| cadence_micros(self.fleet, *entity));
+        let hold = cadences.max().unwrap_or(0) * HOLD_CADENCES;
+        let (before, after) = match self.kind {
+            MetricKind::GaugeExtensive => (hold, hold),
+            MetricKind::Register if self.books_increases() => (2 * hold + GLITCH_LASTS, hold + GLITCH_LASTS),
+            _ => return self.range(),
         };
-        let (from, to) = (self.request.from.as_microsecond(), self.request.to.as_microsecond());
-        (from - reach, to.saturating_add(reach).saturating_add(1))
+        let (from, to) = self.range();
+        (from.saturating_sub(before), to.saturating_add(after).saturating_add(1))
+    }
+
+    /// The range asked for, microseconds.
+    pub(super) fn range(&self) -> (i64, i64) {
+        (self.request.from.as_microsecond(), self.request.to.as_microsecond())
+    }
+
+    fn books_increases(&self) -> bool {
+        self.kind == MetricKind::Register
+            && matches!(self.request.aggregation, Aggregation::Default | Aggregation::Sum)
     }
 
     fn rules(&self, entity: EntityId) -> Rules {
-        Rules {
-            kind: self.kind,
-            aggregation: self.request.aggregation,
-            cadence: cadence_micros(self.fleet, entity),
-            from: self.request.from.as_microsecond(),
-            to: self.request.to.as_microsecond(),
-        }
+        let (from, to) = self.range();
+        let cadence = cadence_micros(self.fleet, entity);
+        Rules { kind: self.kind, aggregation: self.request.aggregation, cadence, from, to }
     }
 
     /// Reads the days of some entities, in order, and the rows that no day stands for. `None` when these would be too many.
@@ -355,7 +360,7 @@ impl Reader<'_> {
         let Some(buckets) = self.buckets.get(&entity) else { return Ok(true) };
         let rules = self.rules(entity);
         let Some(of_entity) = aggregate(items, buckets, &rules) else { return Ok(false) };
-        found.ends.take(entity, items, (rules.from, rules.to));
+        found.ends.take(entity, items, &rules);
         found.total += of_entity.len();
         let before = found.cells.insert(entity, of_entity);
         found.total -= before.map_or(0, |before| before.len());

@@ -139,7 +139,12 @@ impl RollupRequest {
                 "mode",
                 params.mode.as_deref(),
                 Mode::Auto,
-                &[("auto", Mode::Auto), ("own", Mode::Own), ("leaves", Mode::Leaves)],
+                &[
+                    ("auto", Mode::Auto),
+                    ("own", Mode::Own),
+                    ("leaves", Mode::Leaves),
+                    ("residual", Mode::Residual),
+                ],
             )?,
             fill: choice(
                 "fill",

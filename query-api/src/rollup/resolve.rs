@@ -13,6 +13,8 @@ pub(crate) enum Mode {
     Own,
     /// Only the lowest entities count: sources, and meters without sources and children of their category.
     Leaves,
+    /// What a meter shows beyond what all of its children of the same category do together, each resolved as in `Auto`.
+    Residual,
 }
 
 /// An entity that counts, for the meter and category that it counts for.
@@ -21,6 +23,8 @@ pub(crate) struct Contribution {
     pub entity: EntityId,
     pub meter: EntityId,
     pub category: Category,
+    /// It is taken away.
+    pub is_minus: bool,
 }
 
 /// Finds the entities that count below (and at) the roots; `has_readings` says who has any in the bucket in question.
@@ -39,6 +43,7 @@ pub(crate) fn resolve(
             Mode::Leaves => {
                 tree.leaves(*root, &mut found);
             }
+            Mode::Residual => fleet.subtree(*root).into_iter().for_each(|meter| tree.residual(meter, &mut found)),
         }
     }
     found
@@ -54,14 +59,14 @@ impl<F: Fn(EntityId) -> bool> Tree<'_, F> {
         if let Some(meter) = self.fleet.meter(id)
             && (self.has_readings)(id)
         {
-            found.push(Contribution { entity: id, meter: id, category: meter.category });
+            found.push(Contribution { entity: id, meter: id, category: meter.category, is_minus: false });
         }
     }
 
     /// The sources of a meter that have readings.
     fn sources(&self, id: EntityId, category: Category) -> Vec<Contribution> {
         let sources = self.fleet.sources_of(id).iter().filter(|source| (self.has_readings)(**source));
-        sources.map(|source| Contribution { entity: *source, meter: id, category }).collect()
+        sources.map(|source| Contribution { entity: *source, meter: id, category, is_minus: false }).collect()
     }
 
     /// `covered` holds the categories that a node above already counts for.
@@ -96,8 +101,34 @@ impl<F: Fn(EntityId) -> bool> Tree<'_, F> {
             found.extend(sources);
         } else if !counted.contains(&meter.category) && (self.has_readings)(id) {
             counted.insert(meter.category);
-            found.push(Contribution { entity: id, meter: id, category: meter.category });
+            found.push(Contribution { entity: id, meter: id, category: meter.category, is_minus: false });
         }
         counted
+    }
+
+    /// Only of a meter with readings where each of its children of the same category, of which there are some, counts for something.
+    fn residual(&self, id: EntityId, found: &mut Vec<Contribution>) {
+        let Some(meter) = self.fleet.meter(id) else { return };
+        let category = meter.category;
+        let (mut parts, mut has_children) = (Vec::new(), false);
+        self.own(id, &mut parts);
+        if parts.is_empty() {
+            return;
+        }
+        for child in self.fleet.children(id) {
+            let mut below = Vec::new();
+            self.auto(*child, &BTreeSet::new(), &mut below);
+            below.retain(|part| part.category == category);
+            if self.fleet.meter(*child).is_some_and(|child| child.category == category) {
+                if below.is_empty() {
+                    return;
+                }
+                has_children = true;
+            }
+            parts.extend(below.into_iter().map(|part| Contribution { meter: id, is_minus: true, ..part }));
+        }
+        if has_children {
+            found.extend(parts);
+        }
     }
 }

@@ -232,7 +232,7 @@ pub(super) fn operations() -> Vec<Operation> {
             named(&["avg", "sum", "min", "max", "count", "first", "last", "p50", "p95"]),
             "By the metric's kind unless said",
         )
-        .with("mode", named(&["auto", "own", "leaves"]), "Which meters of the tree count")
+        .with("mode", named(&["auto", "own", "leaves", "residual"]), "Which meters of the tree count")
         .with("fill", named(&["none", "null", "prev", "linear", "zero"]), "What stands in empty buckets")
         .with("quality", text(), "good,estimated unless said")
         .with("asOf", text(), "As of this time, or a snapshot's id or name")

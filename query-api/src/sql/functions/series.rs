@@ -20,7 +20,7 @@ use datafusion::{
 };
 use jiff::Timestamp;
 use wattlake_config::MetricKind;
-use wattlake_engine::{Point, Summary};
+use wattlake_engine::{Point, Register, Summary};
 
 use super::{invalid, is_time, text_of, utc_micros};
 use crate::rollup::Width;
@@ -178,23 +178,37 @@ impl Readings {
     fn answer(&self) -> Result<Option<f64>> {
         let points = self.points()?;
         let Some((first, rest)) = points.split_first() else { return Ok(None) };
-        let mut summary = Summary::of(*first, false);
-        let is_register = matches!(self.what, What::CounterIncrease | What::Rate);
-        let kind = if is_register { MetricKind::Register } else { MetricKind::GaugeExtensive };
-        let hold = if is_register { i64::MAX } else { self.length.unwrap_or(i64::MAX) };
-        rest.iter().for_each(|point| summary.push(*point, false, kind, hold));
+        let weigh = || {
+            let mut summary = Summary::of(*first, false);
+            let hold = self.length.unwrap_or(i64::MAX);
+            rest.iter().for_each(|point| summary.push(*point, false, MetricKind::GaugeExtensive, hold));
+            summary
+        };
         Ok(match self.what {
-            What::CounterIncrease => summary.increase,
-            What::Rate => {
-                let passed = summary.register.ts.saturating_sub(summary.first.ts);
-                let per = self.length.unwrap_or(HOUR) as f64;
-                summary.increase.filter(|_| passed > 0).map(|increase| increase * per / passed as f64)
+            What::CounterIncrease => counted(&points).map(|(increase, _)| increase),
+            What::Rate => counted(&points).map(|(increase, passed)| {
+                increase * self.length.unwrap_or(HOUR) as f64 / passed as f64
+            }),
+            What::TimeWeightedAvg => {
+                let summary = weigh();
+                Some(if summary.covered == 0 { first.value } else { summary.weighted / summary.covered as f64 })
             }
-            What::TimeWeightedAvg if summary.covered == 0 => Some(first.value),
-            What::TimeWeightedAvg => Some(summary.weighted / summary.covered as f64),
-            What::Integral => (summary.count > 1).then(|| summary.weighted / HOUR as f64),
+            What::Integral => {
+                let summary = weigh();
+                (summary.count > 1).then(|| summary.weighted / HOUR as f64)
+            }
         })
     }
+}
+
+/// What a register counted, and the microseconds from the first reading to the last that counts. `None` when there are not two such.
+fn counted(points: &[Point]) -> Option<(f64, i64)> {
+    let mut register = Register::default();
+    points.iter().for_each(|point| register.push(*point));
+    register.finish();
+    let steps: Vec<_> = register.steps().collect();
+    let (first, last) = (points.first()?, steps.last()?.to);
+    Some((steps.iter().map(|step| step.increase).sum(), last.ts.saturating_sub(first.ts)))
 }
 
 /// One list of all of an array.
