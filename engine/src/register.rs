@@ -169,7 +169,8 @@ mod tests {
         assert_eq!(counted(&[(0, 100.0), (1, 99.0), (50, 101.0)]), [(1, 50, 2.0)]);
         assert_eq!(counted(&[(0, 100.0), (1, 60.0), (2, 29.0), (3, 30.0)]), [(1, 2, 29.0), (2, 3, 1.0)]);
         // A used meter takes the place of another.
-        let replaced: Vec<_> = (0..100).map(|h| (h, if h < 10 { 1000.0 } else { 700.0 } + h as f64)).collect();
+        let replaced: Vec<_> =
+            (0..100).map(|h| (h, if h < 10 { 1000.0 } else { 700.0 } + h as f64)).collect();
         let steps = counted(&replaced);
         assert_eq!(steps.len(), 98);
         assert!(steps.iter().all(|step| step.2 == 1.0) && steps.iter().all(|step| step.1 != 10));

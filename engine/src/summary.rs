@@ -206,7 +206,8 @@ mod tests {
         let late = [(0, 100.0), (10, 99.0), (11 + GLITCH_LASTS, 101.0), (12 + GLITCH_LASTS, 102.0)];
         let set_back = summary(MetricKind::Register, &late, 20);
         assert_eq!((set_back.increase, set_back.register.ts, set_back.count), (None, 0, 4));
-        let reset_below = summary(MetricKind::Register, &[(0, 100.0), (10, 99.0), (20, 1.0), (30, 102.0)], 20);
+        let reset_below =
+            summary(MetricKind::Register, &[(0, 100.0), (10, 99.0), (20, 1.0), (30, 102.0)], 20);
         assert_eq!((reset_below.increase, reset_below.register.ts, reset_below.count), (None, 0, 4));
         let gap = summary(MetricKind::Register, &[(0, 100.0), (50, 104.0)], 20);
         assert_eq!((gap.increase, gap.gaps, gap.is_rising), (Some(4.0), 1, false));

@@ -8,6 +8,7 @@ mod information_schema;
 mod key_range;
 mod latest;
 mod measurements;
+mod operators;
 mod postgres;
 mod rollups;
 mod schema;

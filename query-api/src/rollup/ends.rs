@@ -45,7 +45,8 @@ impl Ends {
         let Some(first) = items.first() else { return };
         self.read.insert(entity);
         let before = items.iter().rev().map(|item| item.last().ts).find(|ts| *ts < rules.from);
-        if let Some(before) = before.filter(|before| first.first().ts <= before.saturating_sub(GLITCH_LASTS)) {
+        if let Some(before) = before.filter(|before| first.first().ts <= before.saturating_sub(GLITCH_LASTS))
+        {
             self.begun.insert(entity, before);
         }
         let after = items.iter().map(|item| item.first().ts).find(|ts| *ts >= rules.to);

@@ -150,7 +150,9 @@ impl Scope {
             let sources = meters.iter().flat_map(|meter| fleet.sources_of(*meter));
             let universe: BTreeSet<EntityId> = meters.iter().chain(sources).chain(&single).copied().collect();
             if request.mode == Mode::Residual && !single.is_empty() {
-                return Err(ApiError::invalid("mode=residual is of meters and what is below them; choose meterId"));
+                return Err(ApiError::invalid(
+                    "mode=residual is of meters and what is below them; choose meterId",
+                ));
             }
             sites.push(SiteScope {
                 site,
@@ -247,7 +249,12 @@ fn group(fleet: &Fleet, scope: &Scope, request: &RollupRequest, cells: &Cells, n
                 let single = site.single.iter().filter(|id| present.contains(*id));
                 found.extend(single.filter_map(|id| {
                     let meter = fleet.meter(fleet.entity(*id)?.meter_id())?;
-                    Some(Contribution { entity: *id, meter: meter.id, category: meter.category, is_minus: false })
+                    Some(Contribution {
+                        entity: *id,
+                        meter: meter.id,
+                        category: meter.category,
+                        is_minus: false,
+                    })
                 }));
                 found.sort();
                 found.dedup();

@@ -15,7 +15,9 @@ use datafusion::common::ScalarValue;
 use futures::{StreamExt, TryStreamExt, stream};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet, Quality};
 use wattlake_config::MetricKind;
-use wattlake_engine::{DaySummary, GLITCH_LASTS, HOLD_CADENCES, ReadView, SeriesRows, Summary, cadence_micros};
+use wattlake_engine::{
+    DaySummary, GLITCH_LASTS, HOLD_CADENCES, ReadView, SeriesRows, Summary, cadence_micros,
+};
 
 use super::{
     aggregate::{Aggregation, Cell, Item, Rules, Sample, aggregate},

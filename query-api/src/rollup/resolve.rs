@@ -43,7 +43,9 @@ pub(crate) fn resolve(
             Mode::Leaves => {
                 tree.leaves(*root, &mut found);
             }
-            Mode::Residual => fleet.subtree(*root).into_iter().for_each(|meter| tree.residual(meter, &mut found)),
+            Mode::Residual => {
+                fleet.subtree(*root).into_iter().for_each(|meter| tree.residual(meter, &mut found))
+            }
         }
     }
     found

@@ -15,6 +15,8 @@ use datafusion::{
     prelude::SessionContext,
 };
 
+use super::operators::Operators;
+
 /// Bytes of one value.
 const VALUE_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of the values of one batch.
@@ -36,6 +38,8 @@ pub(super) fn replace_unbounded(context: &SessionContext) -> Result<()> {
         let inner = state.udf(name)?;
         state.register_udf(Arc::new(ScalarUDF::new_from_impl(Bounded { inner })))?;
     }
+    let operators = Operators::new(state.udf("concat")?);
+    state.register_expr_planner(Arc::new(operators))?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod percentile_cont;
 mod series;
 mod site_zone;
 mod time_bucket;
+mod time_patterns;
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub(super) fn register(context: &SessionContext) {
     context.register_udf(measurement_id::udf());
     context.register_udf(time_bucket::udf());
     context.register_udaf(percentile_cont::udaf());
+    time_patterns::udfs().for_each(|udf| context.register_udf(udf));
     series::udafs().for_each(|udaf| context.register_udaf(udaf));
 }
 

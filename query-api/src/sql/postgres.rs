@@ -3,6 +3,7 @@
 
 mod functions;
 mod rewrite;
+mod settings;
 
 use std::sync::Arc;
 
@@ -18,10 +19,10 @@ use datafusion_pg_catalog::{
     sql::PostgresCompatibilityParser,
 };
 
-use super::{guard::CATALOG, schema::table_schemas};
+use settings::CatalogWithSettings;
+pub(crate) use settings::{SERVER_VERSION, SETTINGS, setting};
 
-/// The version that clients are told; some choose their catalog queries by it.
-pub(crate) const SERVER_VERSION: &str = "16.6";
+use super::{guard::CATALOG, schema::table_schemas};
 
 /// Made once: object ids stay the same as long as the process lives.
 pub(super) struct Compatibility {
@@ -40,6 +41,7 @@ impl Compatibility {
         functions::all().into_iter().for_each(|udf| context.register_udf(udf));
         let catalog = context.catalog(CATALOG).and_then(|catalog| catalog.schema("pg_catalog"));
         let catalog = catalog.ok_or_else(|| DataFusionError::Internal("no pg_catalog".to_owned()))?;
+        let catalog = Arc::new(CatalogWithSettings(catalog));
         Ok(Self { catalog, parser: PostgresCompatibilityParser::new() })
     }
 
@@ -52,39 +54,4 @@ impl Compatibility {
         statements.iter_mut().for_each(rewrite::simplify);
         Ok(statements)
     }
-}
-
-/// Settings of Postgres that clients ask for, in order, as they are on a new connection.
-pub(crate) const SETTINGS: [(&str, &str); 27] = [
-    ("application_name", ""),
-    ("bytea_output", "hex"),
-    ("client_encoding", "UTF8"),
-    ("client_min_messages", "notice"),
-    ("datestyle", "ISO, YMD"),
-    ("default_transaction_isolation", "read committed"),
-    ("default_transaction_read_only", "on"),
-    ("extra_float_digits", "1"),
-    ("in_hot_standby", "off"),
-    ("integer_datetimes", "on"),
-    ("intervalstyle", "postgres"),
-    ("is_superuser", "off"),
-    ("lc_collate", "C"),
-    ("lc_ctype", "C"),
-    ("max_identifier_length", "63"),
-    ("max_index_keys", "32"),
-    ("search_path", "public"),
-    ("server_encoding", "UTF8"),
-    ("server_version", SERVER_VERSION),
-    ("server_version_num", "160006"),
-    ("session_authorization", "reader"),
-    ("standard_conforming_strings", "on"),
-    ("statement_timeout", "0"),
-    ("timezone", "UTC"),
-    ("transaction_isolation", "read committed"),
-    ("transaction_read_only", "on"),
-    ("wal_level", "replica"),
-];
-
-pub(crate) fn setting(name: &str) -> Option<&'static str> {
-    SETTINGS.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
 }

@@ -186,12 +186,15 @@ impl Readings {
         };
         Ok(match self.what {
             What::CounterIncrease => counted(&points).map(|(increase, _)| increase),
-            What::Rate => counted(&points).map(|(increase, passed)| {
-                increase * self.length.unwrap_or(HOUR) as f64 / passed as f64
-            }),
+            What::Rate => counted(&points)
+                .map(|(increase, passed)| increase * self.length.unwrap_or(HOUR) as f64 / passed as f64),
             What::TimeWeightedAvg => {
                 let summary = weigh();
-                Some(if summary.covered == 0 { first.value } else { summary.weighted / summary.covered as f64 })
+                Some(if summary.covered == 0 {
+                    first.value
+                } else {
+                    summary.weighted / summary.covered as f64
+                })
             }
             What::Integral => {
                 let summary = weigh();

@@ -106,6 +106,9 @@ impl VisitorMut for Simplify {
             **select = nothing(select, columns);
             query.order_by = None;
         }
+        if let SetExpr::Select(select) = &mut *query.body {
+            tell_apart(&mut select.projection);
+        }
         ControlFlow::Continue(())
     }
 
@@ -199,6 +202,37 @@ fn null_columns(select: &Select) -> Option<Vec<SelectItem>> {
             })
             .collect(),
     )
+}
+
+/// Gives columns that are the same a name each, which the planner asks for.
+fn tell_apart(projection: &mut [SelectItem]) {
+    let mut seen = HashSet::new();
+    for (i, item) in projection.iter_mut().enumerate() {
+        if let SelectItem::UnnamedExpr(expr) = item
+            && !seen.insert(expr.to_string())
+        {
+            let name = name_of(expr).map_or_else(|| "column".to_owned(), |name| name.value);
+            *item = SelectItem::ExprWithAlias {
+                expr: expr.clone(),
+                alias: Ident::new(format!("{name}_{}", i + 1)),
+            };
+        }
+    }
+}
+
+/// The function that a query looks up the id of, as casts to `regproc` are rewritten to.
+fn looked_up_function(query: &Query) -> Option<Expr> {
+    let SetExpr::Select(select) = &*query.body else { return None };
+    let (Some(Expr::BinaryOp { left, op: BinaryOperator::Eq, right }), [table]) =
+        (&select.selection, &select.from[..])
+    else {
+        return None;
+    };
+    let is_lookup = table.relation.to_string() == "pg_catalog.pg_proc" && left.to_string() == "proname";
+    let Expr::Value(value) = &**right else { return None };
+    let Value::SingleQuotedString(name) = &value.value else { return None };
+    let name = name.strip_prefix("pg_catalog.").unwrap_or(name);
+    is_lookup.then(|| literal(Value::SingleQuotedString(name.to_owned())))
 }
 
 fn name_of(expr: &Expr) -> Option<Ident> {
@@ -321,6 +355,13 @@ fn simpler(expr: &Expr) -> Option<Expr> {
             let none = literal(Value::SingleQuotedString("-".to_owned()));
             Some(Expr::BinaryOp { left: left.clone(), op: BinaryOperator::NotEq, right: Box::new(none) })
         }
+        Expr::BinaryOp { left, op: op @ (BinaryOperator::Eq | BinaryOperator::NotEq), right }
+            if name_of(left).is_some_and(|name| FUNCTION_COLUMNS.contains(&name.value.as_str())) =>
+        {
+            let Expr::Subquery(query) = &**right else { return None };
+            let name = looked_up_function(query)?;
+            Some(Expr::BinaryOp { left: left.clone(), op: op.clone(), right: Box::new(name) })
+        }
         _ => None,
     }
 }
@@ -385,6 +426,11 @@ mod tests {
             (
                 "SELECT a FROM sites WHERE NOT a LIKE 'pg/_%' ESCAPE '/'",
                 "SELECT a FROM sites WHERE NOT like_escape(a, 'pg/_%', '/')",
+            ),
+            ("SELECT NULL, a, NULL, a.b, a.b", "SELECT NULL, a, NULL AS column_3, a.b, a.b AS b_5"),
+            (
+                "SELECT typinput = (SELECT oid FROM pg_catalog.pg_proc WHERE proname = 'pg_catalog.array_in') FROM pg_type",
+                "SELECT typinput = 'array_in' FROM pg_type",
             ),
         ] {
             assert_eq!(simplified(text), want);
