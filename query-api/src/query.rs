@@ -53,7 +53,7 @@ use self::{
 use crate::{
     error::{ApiError, Kind, Result},
     rollup::{RollupRequest, rollup_of},
-    sql::{Rollups, Sessions, WattlakeSchema, only_reads, parse_query},
+    sql::{FleetTables, Rollups, Sessions, WattlakeSchema, only_reads, parse_query},
 };
 
 /// Planner and expression recursion need room, in debug builds most of all.
@@ -120,6 +120,7 @@ pub struct QueryService {
 struct Planner {
     engine: Arc<Engine>,
     sessions: Sessions,
+    fleet_tables: Arc<FleetTables>,
     /// Without a memory pool, which each query has of its own.
     shared: Arc<RuntimeEnv>,
     memory: Arc<SharedMemory>,
@@ -170,7 +171,13 @@ impl QueryService {
             .build()
             .map_err(|error| ApiError::internal(format!("cannot start query threads: {error}")))?;
         let memory = Arc::new(SharedMemory::new(settings.total_memory.max(settings.memory).as_usize()));
-        let planner = Planner { engine: Arc::clone(&engine), sessions: Sessions::new()?, shared, memory };
+        let planner = Planner {
+            engine: Arc::clone(&engine),
+            sessions: Sessions::new()?,
+            fleet_tables: Arc::default(),
+            shared,
+            memory,
+        };
         let turns = Turns::new(settings.max_concurrent, settings.max_concurrent_per_token);
         Ok(Self {
             engine,
@@ -413,7 +420,8 @@ impl Planner {
             object_store_registry: Arc::clone(&self.shared.object_store_registry),
         };
         let (fleet, zone) = (self.engine.catalog().fleet(), &settings.time_zone.0);
-        let schema = WattlakeSchema::new(view, fleet, request.access, zone, Arc::new(service));
+        let tables = Arc::clone(&self.fleet_tables);
+        let schema = WattlakeSchema::new(view, fleet, tables, request.access, zone, Arc::new(service));
         let context = self.sessions.open(schema, environment, request.feeds_rollup)?;
         let mut plan = context.state().statement_to_plan(statement).await?;
         let readable =

@@ -15,6 +15,7 @@ mod schema;
 mod session;
 mod totals;
 
+pub(crate) use catalog_tables::FleetTables;
 pub(crate) use functions::measurement_id;
 pub(crate) use guard::{CATALOG, SCHEMA, only_reads, parameters as count_parameters, parse_query};
 pub(crate) use measurements::{KeyOrder, visible_entities};

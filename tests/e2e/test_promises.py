@@ -1,15 +1,20 @@
 """Promises that hold at any size: small here, as large as TEST_SCALE says by hand."""
 
+import contextlib
 import csv
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
+import psycopg
 from conftest import BINARY, SCALE, Fleet
+from protocols import Protocols
 
 T0 = 1_735_689_600  # 2025-01-01T00:00:00Z
 DIGEST = (
@@ -88,10 +93,55 @@ def test_an_import_that_is_killed_and_repeated_is_the_import(start, tmp_path):
         victim.stop()
 
 
-def test_what_was_acknowledged_is_in_the_next_answer(start):
+def test_what_was_acknowledged_is_in_the_next_answer_of_every_protocol(start):
     server = start(settings={"flush.interval": "100ms", "compaction.interval": "150ms"})
     fleet = Fleet(server)
-    for n in range(150 * SCALE):
-        server.write(f"power,entity_id={fleet.main} value={n} {T0 + n}")
-        row = server.sql(f"SELECT value FROM measurements WHERE entity_id = '{fleet.main}' AND timestamp = to_timestamp_seconds({T0 + n})")
-        assert row == [{"value": float(n)}], n
+    with contextlib.ExitStack() as stack:
+        asks = itertools.cycle(Protocols(server, stack).all().items())
+        for n in range(350 * SCALE):
+            server.write(f"power,entity_id={fleet.main} value={n} {T0 + n}")
+            name, ask = next(asks)
+            rows = ask(f"SELECT value FROM measurements WHERE entity_id = '{fleet.main}' AND timestamp = to_timestamp_seconds({T0 + n})")
+            assert rows == [(float(n),)], (n, name)
+
+
+def test_a_query_and_a_transaction_see_one_state(start):
+    """While readings come in, are corrected and deleted, flushed and compacted."""
+    server = start(settings={"flush.interval": "100ms", "compaction.interval": "150ms"})
+    fleet = Fleet(server)
+    done, failed = threading.Event(), []
+
+    def work():
+        rng, n = random.Random(3), 0
+        try:
+            while not done.is_set():
+                server.write("\n".join(f"power,entity_id={fleet.main} value={rng.random()} {T0 + rng.randrange(n + 50)}" for n in range(n, n + 50)))
+                n += 50
+                if rng.random() < 0.1:
+                    body = {"entityId": fleet.main, "from": "2025-01-01T00:00:00Z", "to": f"2025-01-01T00:{rng.randrange(10, 60)}:00Z"}
+                    assert server.request("DELETE", "/api/measurements", params=body).ok
+        except Exception as error:
+            failed.append(error)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    twice = "SELECT a.n AS first, b.n AS second FROM (SELECT count(*) AS n FROM measurements) a, (SELECT count(*) AS n FROM measurements WHERE value >= 0) b"
+    seen = set()
+    try:
+        with contextlib.ExitStack() as stack:
+            asks = itertools.cycle(Protocols(server, stack).all().items())
+            db = stack.enter_context(psycopg.connect(**server.postgres()))
+            db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            for n in range(70 * SCALE):
+                name, ask = next(asks)
+                ((first, second),) = ask(twice)
+                assert first == second, name
+                with db.transaction():
+                    counts = {db.execute("SELECT count(*) FROM measurements").fetchone()[0] for _ in range(3)}
+                assert len(counts) == 1
+                seen |= {first} | counts
+    finally:
+        done.set()
+        worker.join()
+    assert not failed, failed
+    assert len(seen) > 20, "nothing changed meanwhile"

@@ -1,6 +1,9 @@
 //! The fleet as SQL tables: `sites`, `meters`, `energy_sources`, `meter_tree`.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arrow::{
     array::{
@@ -8,10 +11,57 @@ use arrow::{
     },
     error::ArrowError,
 };
+use datafusion::{catalog::TableProvider, datasource::MemTable, error::Result};
 use jiff::Timestamp;
 use wattlake_catalog::{Access, Fleet};
 
 type Columns = Vec<(&'static str, ArrayRef, bool)>;
+
+/// The tables of the newest fleet, as those see them who see all: they are not made again for each query.
+#[derive(Default)]
+pub(crate) struct FleetTables(Mutex<Option<Kept>>);
+
+/// Of one state of the fleet.
+struct Kept {
+    fleet: Arc<Fleet>,
+    tables: HashMap<String, Arc<dyn TableProvider>>,
+}
+
+impl FleetTables {
+    /// `None`: there is no such table.
+    pub(super) fn table(
+        &self,
+        name: &str,
+        fleet: &Arc<Fleet>,
+        access: &Access,
+    ) -> Result<Option<Arc<dyn TableProvider>>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sees_all = access.sites.is_empty();
+        if sees_all
+            && let Some(kept) = kept.as_ref().filter(|kept| Arc::ptr_eq(&kept.fleet, fleet))
+            && let Some(table) = kept.tables.get(name)
+        {
+            return Ok(Some(Arc::clone(table)));
+        }
+        let batch = match name {
+            "sites" => sites(fleet, access)?,
+            "meters" => meters(fleet, access)?,
+            "energy_sources" => energy_sources(fleet, access)?,
+            "meter_tree" => meter_tree(fleet, access)?,
+            _ => return Ok(None),
+        };
+        let table: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?);
+        if sees_all {
+            if kept.as_ref().is_none_or(|kept| !Arc::ptr_eq(&kept.fleet, fleet)) {
+                *kept = Some(Kept { fleet: Arc::clone(fleet), tables: HashMap::new() });
+            }
+            kept.iter_mut().for_each(|kept| {
+                kept.tables.insert(name.to_owned(), Arc::clone(&table));
+            });
+        }
+        Ok(Some(table))
+    }
+}
 
 fn text<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
     Arc::new(StringArray::from_iter(values))
@@ -34,11 +84,11 @@ fn times(values: impl Iterator<Item = Timestamp>) -> ArrayRef {
     Arc::new(TimestampMicrosecondArray::from_iter_values(micros).with_timezone("UTC"))
 }
 
-fn batch(columns: Columns) -> Result<RecordBatch, ArrowError> {
+fn batch(columns: Columns) -> std::result::Result<RecordBatch, ArrowError> {
     RecordBatch::try_from_iter_with_nullable(columns)
 }
 
-pub(super) fn sites(fleet: &Fleet, access: &Access) -> Result<RecordBatch, ArrowError> {
+pub(super) fn sites(fleet: &Fleet, access: &Access) -> std::result::Result<RecordBatch, ArrowError> {
     let all = || fleet.sites().filter(|site| access.allows_site(site.id));
     batch(vec![
         ("id", required(all().map(|s| s.id)), false),
@@ -54,7 +104,7 @@ pub(super) fn sites(fleet: &Fleet, access: &Access) -> Result<RecordBatch, Arrow
     ])
 }
 
-pub(super) fn meters(fleet: &Fleet, access: &Access) -> Result<RecordBatch, ArrowError> {
+pub(super) fn meters(fleet: &Fleet, access: &Access) -> std::result::Result<RecordBatch, ArrowError> {
     let all = || fleet.meters().filter(|meter| access.allows_site(meter.site_id));
     batch(vec![
         ("id", required(all().map(|m| m.id)), false),
@@ -72,7 +122,7 @@ pub(super) fn meters(fleet: &Fleet, access: &Access) -> Result<RecordBatch, Arro
     ])
 }
 
-pub(super) fn energy_sources(fleet: &Fleet, access: &Access) -> Result<RecordBatch, ArrowError> {
+pub(super) fn energy_sources(fleet: &Fleet, access: &Access) -> std::result::Result<RecordBatch, ArrowError> {
     let all = || {
         fleet
             .sources()
@@ -92,7 +142,7 @@ pub(super) fn energy_sources(fleet: &Fleet, access: &Access) -> Result<RecordBat
 }
 
 /// Every meter with itself (depth 0) and everything below it.
-pub(super) fn meter_tree(fleet: &Fleet, access: &Access) -> Result<RecordBatch, ArrowError> {
+pub(super) fn meter_tree(fleet: &Fleet, access: &Access) -> std::result::Result<RecordBatch, ArrowError> {
     let mut rows = Vec::new();
     for meter in fleet.meters().filter(|meter| access.allows_site(meter.site_id)) {
         let mut level = vec![meter.id];

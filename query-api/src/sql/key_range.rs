@@ -111,6 +111,17 @@ impl KeyRange {
         self.metrics.as_ref().is_some_and(|metrics| metrics.len() == 1)
     }
 
+    /// Whether the times are a small part of those in files.
+    pub(super) fn is_short<'a>(&self, files: impl Iterator<Item = &'a DataFile>) -> bool {
+        let span = |from: i64, to: i64| (i128::from(to) - i128::from(from)).max(0);
+        let (mut asked, mut all) = (0, 0);
+        for bounds in files.map(|file| &file.bounds) {
+            asked += span(bounds.min_ts.max(self.from), bounds.max_ts.min(self.to));
+            all += span(bounds.min_ts, bounds.max_ts);
+        }
+        asked < all / 4
+    }
+
     /// Whether some series are left out.
     pub(super) fn is_of_some_series(&self) -> bool {
         self.metrics.is_some() || self.entities.is_some()

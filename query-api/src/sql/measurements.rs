@@ -180,6 +180,7 @@ impl MeasurementsTable {
         state: &dyn Session,
         mut files: Vec<FileRows<'_>>,
         ordering: Option<&LexOrdering>,
+        range: &KeyRange,
     ) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
         let partitions = state.config().target_partitions();
         let is_merged = state.config().get_extension::<KeyOrder>().is_some();
@@ -208,7 +209,8 @@ impl MeasurementsTable {
         let source = ParquetSource::new(Arc::clone(&self.schema))
             .with_table_parquet_options(options)
             .with_pushdown_filters(true)
-            .with_reorder_filters(true)
+            // By the size of columns, entities come before times; as they are asked, times come before what a join finds out.
+            .with_reorder_filters(!range.is_short(files.iter().map(|rows| &**rows.file)))
             .with_enable_page_index(true)
             .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(
                 Arc::new(store),
@@ -230,8 +232,8 @@ impl MeasurementsTable {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let ordering = self.ordering(state, files.len(), range)?;
         let (exact, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|rows| rows.totals.is_some());
-        let mut parts = self.scan_files(state, exact, ordering.as_ref())?;
-        let others = self.scan_files(state, others, ordering.as_ref())?;
+        let mut parts = self.scan_files(state, exact, ordering.as_ref(), range)?;
+        let others = self.scan_files(state, others, ordering.as_ref(), range)?;
         match range.series_predicate(&self.schema)? {
             Some(predicate) => {
                 for plan in others {

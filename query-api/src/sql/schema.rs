@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::{array::RecordBatch, datatypes::SchemaRef, error::ArrowError};
+use arrow::{datatypes::SchemaRef, error::ArrowError};
 use async_trait::async_trait;
 use datafusion::{
     catalog::{SchemaProvider, TableProvider},
-    datasource::MemTable,
     error::Result,
     logical_expr::ScalarUDF,
 };
@@ -14,7 +13,7 @@ use wattlake_catalog::{Access, Fleet};
 use wattlake_engine::ReadView;
 
 use super::{
-    catalog_tables,
+    catalog_tables::{self, FleetTables},
     functions::{self, Zones},
     latest,
     measurements::{self, MeasurementsTable, visible_entities},
@@ -37,6 +36,7 @@ pub(crate) struct WattlakeSchema {
     measurements: Arc<MeasurementsTable>,
     view: ReadView,
     fleet: Arc<Fleet>,
+    fleet_tables: Arc<FleetTables>,
     access: Access,
     /// Of sites without one of their own.
     default_zone: String,
@@ -53,12 +53,14 @@ impl WattlakeSchema {
     pub(crate) fn new(
         view: ReadView,
         fleet: Arc<Fleet>,
+        fleet_tables: Arc<FleetTables>,
         access: Access,
         default_zone: &str,
         rollups: Arc<dyn Rollups>,
     ) -> Self {
         let measurements = Arc::new(MeasurementsTable::new(view.clone(), &fleet, &access));
-        Self { measurements, view, fleet, access, default_zone: default_zone.to_owned(), rollups }
+        let default_zone = default_zone.to_owned();
+        Self { measurements, view, fleet, fleet_tables, access, default_zone, rollups }
     }
 
     fn rollup(&self, every: Every) -> Arc<dyn TableProvider> {
@@ -103,23 +105,15 @@ impl SchemaProvider for WattlakeSchema {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-        let table = |batch: Result<RecordBatch, ArrowError>| -> Result<Option<Arc<dyn TableProvider>>> {
-            let batch = batch?;
-            Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
-        };
         match name {
             "measurements" => Ok(Some(Arc::clone(&self.measurements) as _)),
             "latest" => {
                 let allowed = visible_entities(&self.fleet, &self.access);
                 latest::table(&self.view, &self.measurements, allowed.as_ref()).await.map(Some)
             }
-            "sites" => table(catalog_tables::sites(&self.fleet, &self.access)),
-            "meters" => table(catalog_tables::meters(&self.fleet, &self.access)),
-            "energy_sources" => table(catalog_tables::energy_sources(&self.fleet, &self.access)),
-            "meter_tree" => table(catalog_tables::meter_tree(&self.fleet, &self.access)),
             "rollup_daily" => Ok(Some(self.rollup(Every::Day))),
             "rollup_hourly" => Ok(Some(self.rollup(Every::Hour))),
-            _ => Ok(None),
+            _ => self.fleet_tables.table(name, &self.fleet, &self.access),
         }
     }
 
