@@ -4,6 +4,7 @@
 //! of batches. A dropped stream stops its query.
 
 mod memory;
+mod slack;
 mod stream;
 mod turns;
 
@@ -42,6 +43,7 @@ use tokio_util::task::AbortOnDropHandle;
 use wattlake_catalog::{Access, SnapshotAt};
 use wattlake_engine::{CheckedStore, Engine, ReadView};
 
+use slack::without_slack;
 use stream::{End, Reached, STEP, too_long};
 
 pub(crate) use stream::ResultStream;
@@ -53,7 +55,7 @@ use self::{
 use crate::{
     error::{ApiError, Kind, Result},
     rollup::{RollupRequest, rollup_of},
-    sql::{FleetTables, Rollups, Sessions, WattlakeSchema, only_reads, parse_query},
+    sql::{FleetTables, Rollups, Sessions, WattlakeSchema, keeps_groups, only_reads, parse_query},
 };
 
 /// Planner and expression recursion need room, in debug builds most of all.
@@ -226,7 +228,7 @@ impl QueryService {
         let (schema_sender, schema) = tokio::sync::oneshot::channel();
         let (planner, service) = (Arc::clone(&self.planner), self.share());
         let mut clock = self.allowance(&request);
-        let limit = clock.limit;
+        let (limit, feeds_rollup) = (clock.limit, request.feeds_rollup);
         let given_up = GivenUp::default();
         let wanted = Arc::clone(&given_up);
         let started = Instant::now();
@@ -249,7 +251,8 @@ impl QueryService {
                         at_end.set(Reached::Complete);
                         break;
                     }
-                    Ok(Some(Ok(batch))) => Ok(batch),
+                    Ok(Some(Ok(batch))) if feeds_rollup => Ok(batch),
+                    Ok(Some(Ok(batch))) => Ok(without_slack(batch)),
                     Ok(Some(Err(error))) => Err(error.into()),
                     Err(error) => Err(error),
                 };
@@ -422,13 +425,16 @@ impl Planner {
         let (fleet, zone) = (self.engine.catalog().fleet(), &settings.time_zone.0);
         let tables = Arc::clone(&self.fleet_tables);
         let schema = WattlakeSchema::new(view, fleet, tables, request.access, zone, Arc::new(service));
-        let context = self.sessions.open(schema, environment, request.feeds_rollup)?;
+        let mut context = self.sessions.open(schema, environment, request.feeds_rollup)?;
         let mut plan = context.state().statement_to_plan(statement).await?;
         let readable =
             SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         readable.verify_plan(&plan)?;
         if !request.params.is_empty() {
             plan = plan.with_param_values(request.params)?;
+        }
+        if keeps_groups(&plan)? {
+            context = Sessions::in_one_stream(&context);
         }
         Ok((plan, context))
     }

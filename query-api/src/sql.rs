@@ -8,6 +8,7 @@ mod information_schema;
 mod key_range;
 mod latest;
 mod measurements;
+mod merge_runs;
 mod operators;
 mod postgres;
 mod rollups;
@@ -16,7 +17,7 @@ mod session;
 mod totals;
 
 pub(crate) use catalog_tables::FleetTables;
-pub(crate) use functions::measurement_id;
+pub(crate) use functions::{keeps_groups, measurement_id};
 pub(crate) use guard::{CATALOG, SCHEMA, only_reads, parameters as count_parameters, parse_query};
 pub(crate) use measurements::{KeyOrder, visible_entities};
 pub(crate) use postgres::{SERVER_VERSION, SETTINGS, setting};

@@ -1,8 +1,12 @@
 //! Result formats: JSON, NDJSON, CSV, Arrow IPC stream, Parquet, written batch by batch.
 
-use std::{io::Write, str::FromStr, sync::Arc};
+use std::{collections::HashSet, io::Write, str::FromStr, sync::Arc};
 
-use arrow::{array::RecordBatch, datatypes::SchemaRef, ipc::writer::StreamWriter};
+use arrow::{
+    array::RecordBatch,
+    datatypes::{Schema, SchemaRef},
+    ipc::writer::StreamWriter,
+};
 use axum::{
     body::{Body, Bytes},
     http::{HeaderMap, HeaderValue, header},
@@ -104,6 +108,27 @@ enum Writer {
 pub(crate) struct Encoder {
     sink: Sink,
     writer: Writer,
+    /// Columns of the answer have the same name.
+    has_same_names: bool,
+}
+
+/// Columns of one name would be lost in JSON, and mixed up by most readers of the other formats: the second `n` is `n_2`. `None`: all
+/// names differ.
+fn names_apart(schema: &SchemaRef) -> Option<SchemaRef> {
+    let mut taken: HashSet<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
+    if taken.len() == schema.fields().len() {
+        return None;
+    }
+    let mut seen = HashSet::new();
+    let fields = schema.fields().iter().map(|field| {
+        let name = field.name();
+        if seen.insert(name.clone()) {
+            return Arc::clone(field);
+        }
+        let free = (2..).map(|n| format!("{name}_{n}")).find(|name| taken.insert(name.clone()));
+        Arc::new(field.as_ref().clone().with_name(free.unwrap_or_default()))
+    });
+    Some(Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone())))
 }
 
 fn failed(error: impl std::fmt::Display) -> ApiError {
@@ -112,6 +137,9 @@ fn failed(error: impl std::fmt::Display) -> ApiError {
 
 impl Encoder {
     pub(crate) fn new(format: OutputFormat, schema: &SchemaRef) -> Result<Self> {
+        let renamed = names_apart(schema);
+        let has_same_names = renamed.is_some();
+        let schema = renamed.as_ref().unwrap_or(schema);
         let sink = Sink::default();
         let json = || arrow::json::WriterBuilder::new().with_explicit_nulls(true);
         let writer = match format {
@@ -127,15 +155,21 @@ impl Encoder {
                 ArrowWriter::try_new(sink.clone(), Arc::clone(schema), None).map_err(failed)?,
             )),
         };
-        let mut encoder = Self { sink, writer };
+        let empty = RecordBatch::new_empty(Arc::clone(schema));
+        let mut encoder = Self { sink, writer, has_same_names };
         // CSV readers expect the header even of an empty result.
         if format == OutputFormat::Csv {
-            encoder.write(&RecordBatch::new_empty(Arc::clone(schema)))?;
+            encoder.write(&empty)?;
         }
         Ok(encoder)
     }
 
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        let renamed = match self.has_same_names.then(|| names_apart(batch.schema_ref())).flatten() {
+            Some(schema) => Some(RecordBatch::try_new(schema, batch.columns().to_vec()).map_err(failed)?),
+            None => None,
+        };
+        let batch = renamed.as_ref().unwrap_or(batch);
         match &mut self.writer {
             Writer::Json(writer) => writer.write(batch).map_err(failed),
             Writer::NdJson(writer) => writer.write(batch).map_err(failed),
@@ -195,4 +229,31 @@ pub(super) async fn respond(
         // The compressor asks again after the end.
         .fuse();
     Ok(([(header::CONTENT_TYPE, format.content_type())], Body::from_stream(body)).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::Int64Array,
+        datatypes::{DataType, Field},
+    };
+
+    use super::*;
+
+    #[test]
+    fn no_column_is_lost_where_names_are_the_same() {
+        let fields: Vec<_> =
+            ["n", "n", "n_2", "n"].map(|name| Field::new(name, DataType::Int64, false)).into();
+        let schema = Arc::new(Schema::new(fields));
+        let columns = (1..=4).map(|n| Arc::new(Int64Array::from(vec![n])) as _).collect();
+        let batch = RecordBatch::try_new(Arc::clone(&schema), columns).expect("a batch");
+        for (format, text) in [
+            (OutputFormat::Json, r#"[{"n":1,"n_3":2,"n_2":3,"n_4":4}]"#),
+            (OutputFormat::Csv, "n,n_3,n_2,n_4\n1,2,3,4\n"),
+        ] {
+            let mut encoder = Encoder::new(format, &schema).expect("an encoder");
+            encoder.write(&batch).and_then(|()| encoder.finish()).expect("written");
+            assert_eq!(encoder.take(), text);
+        }
+    }
 }

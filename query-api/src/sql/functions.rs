@@ -13,8 +13,12 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::{
-    common::ScalarValue,
+    common::{
+        ScalarValue,
+        tree_node::{TreeNode, TreeNodeRecursion},
+    },
     error::{DataFusionError, Result},
+    logical_expr::{Expr, LogicalPlan},
     prelude::SessionContext,
 };
 
@@ -31,6 +35,23 @@ pub(super) fn register(context: &SessionContext) {
     context.register_udaf(percentile_cont::udaf());
     time_patterns::udfs().for_each(|udf| context.register_udf(udf));
     series::udafs().for_each(|udaf| context.register_udaf(udaf));
+}
+
+/// Whether a plan has aggregates that keep all readings of a group until it is complete.
+pub(crate) fn keeps_groups(plan: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|part| {
+                if let Expr::AggregateFunction(call) = part {
+                    let name = call.func.name();
+                    found |= series::NAMES.contains(&name) || ["percentile_cont", "median"].contains(&name);
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(found)
 }
 
 /// Times as all tables have them.

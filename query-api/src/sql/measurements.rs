@@ -24,7 +24,10 @@ use datafusion::{
     error::{DataFusionError, Result},
     logical_expr::{Expr, TableProviderFilterPushDown, TableType},
     physical_expr::{LexOrdering, PhysicalSortExpr, expressions::col},
-    physical_plan::{ExecutionPlan, empty::EmptyExec, filter::FilterExec, union::UnionExec},
+    physical_plan::{
+        ExecutionPlan, empty::EmptyExec, filter::FilterExec,
+        sorts::sort_preserving_merge::SortPreservingMergeExec, union::UnionExec,
+    },
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectMeta;
@@ -44,7 +47,7 @@ use crate::error::ApiError;
 /// Files that are merged in order at most: each holds buffers of its own.
 const ORDERED_FILES_MAX: usize = 512;
 /// The same for other scans of one metric: more of them are spread over fewer streams, without an order.
-const STREAMS_MAX: usize = 16;
+pub(super) const STREAMS_MAX: usize = 16;
 /// Decoded filter columns kept per file while many are merged.
 const ORDERED_CACHE_BYTES: usize = 1 << 20;
 
@@ -56,6 +59,10 @@ const WHOLE_FILES_MIN: usize = 4;
 /// An extension of a session: scans declare the order of their files, one partition a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeyOrder;
+
+/// An extension of a session: scans of one metric are one stream in the order of entity and time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OneStream;
 
 /// Files whose totals are read side by side.
 const FILES_AT_ONCE: usize = 8;
@@ -244,23 +251,36 @@ impl MeasurementsTable {
         }
         if let Some(batch) = self.hot_batch(range)? {
             let source = MemorySourceConfig::try_new(&[vec![batch]], self.schema(), None)?;
-            let source = source.try_with_sort_information(ordering.into_iter().collect())?;
+            let source = source.try_with_sort_information(ordering.iter().cloned().collect())?;
             parts.push(DataSourceExec::from_data_source(source));
         }
-        Ok(match parts.len() {
+        let plan: Arc<dyn ExecutionPlan> = match parts.len() {
             0 => Arc::new(EmptyExec::new(self.schema())),
             1 => parts.remove(0),
             _ => UnionExec::try_new(parts)?,
+        };
+        Ok(match ordering {
+            Some(ordering) if state.config().get_extension::<OneStream>().is_some() => {
+                Arc::new(SortPreservingMergeExec::new(ordering, plan))
+            }
+            _ => plan,
         })
     }
 
     /// The order of rows in files and of those in memory, where each is a stream of its own: windows over the readings of an
     /// entity need no sort then, and aggregates by entity hold one at a time.
     fn ordering(&self, state: &dyn Session, files: usize, range: &KeyRange) -> Result<Option<LexOrdering>> {
-        let key: &[&str] = match state.config().get_extension::<KeyOrder>() {
-            Some(_) if files <= ORDERED_FILES_MAX => &["metric", "entity_id", "timestamp"],
-            None if files <= STREAMS_MAX && range.is_of_one_metric() => &["entity_id", "timestamp"],
-            _ => return Ok(None),
+        let config = state.config();
+        let is_by_key = config.get_extension::<KeyOrder>().is_some();
+        let files_max = match is_by_key || config.get_extension::<OneStream>().is_some() {
+            true => ORDERED_FILES_MAX,
+            false => STREAMS_MAX,
+        };
+        let key: &[&str] = match is_by_key {
+            _ if files > files_max => return Ok(None),
+            true => &["metric", "entity_id", "timestamp"],
+            false if range.is_of_one_metric() => &["entity_id", "timestamp"],
+            false => return Ok(None),
         };
         let columns = key.iter().map(|name| Ok(PhysicalSortExpr::new_default(col(name, &self.schema)?)));
         Ok(LexOrdering::new(columns.collect::<Result<Vec<_>>>()?))

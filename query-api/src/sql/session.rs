@@ -14,6 +14,8 @@ use super::{
     KeyOrder, WattlakeSchema, bounded, functions,
     guard::{self, CATALOG, SCHEMA},
     information_schema::InformationSchema,
+    measurements::OneStream,
+    merge_runs::MergeRuns,
     postgres::Compatibility,
     totals::UseTotals,
 };
@@ -31,7 +33,11 @@ pub(crate) struct Sessions {
 impl Sessions {
     pub(crate) fn new() -> Result<Self> {
         let context = SessionContext::new_with_state(
-            SessionStateBuilder::new().with_config(config()).with_default_features().build(),
+            SessionStateBuilder::new()
+                .with_config(config())
+                .with_default_features()
+                .with_physical_optimizer_rule(Arc::new(MergeRuns))
+                .build(),
         );
         functions::register(&context);
         context.add_optimizer_rule(Arc::new(UseTotals));
@@ -65,6 +71,15 @@ impl Sessions {
             .build();
         state.register_udf(Arc::new(site_zone))?;
         Ok(SessionContext::new_with_state(state))
+    }
+
+    /// The same, for plans that keep the readings of a group until it is complete: where groups are those of entities, they come one
+    /// after the other in one stream, and the readings of one are held at a time.
+    pub(crate) fn in_one_stream(context: &SessionContext) -> SessionContext {
+        let state = context.state();
+        let config = state.config().clone().with_target_partitions(1).with_extension(Arc::new(OneStream));
+        let state = SessionStateBuilder::new_from_existing(state).with_config(config).build();
+        SessionContext::new_with_state(state)
     }
 
     /// Parses what a client of the Postgres protocol sent: any number of statements of any kind, rewritten where their

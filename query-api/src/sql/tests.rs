@@ -4,14 +4,17 @@ use std::{fmt::Write, path::Path, sync::Arc};
 
 use arrow::{
     array::AsArray,
-    datatypes::Float64Type,
-    util::display::{ArrayFormatter, FormatOptions},
+    datatypes::{Float64Type, Int64Type},
+    util::{
+        display::{ArrayFormatter, FormatOptions},
+        pretty::pretty_format_batches,
+    },
 };
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 use wattlake_catalog::{Access, EntityType, Quality, ReadingFrequency};
 use wattlake_engine::{Batch, BatchSeries, BodyFormat, Engine, Ingest, IngestRequest, TimePrecision};
 
-use super::measurements::SPLIT_ROWS_MIN;
+use super::measurements::{SPLIT_ROWS_MIN, STREAMS_MAX};
 use crate::{
     error::ApiError,
     fixture,
@@ -194,4 +197,41 @@ async fn parts_of_a_large_file_are_all_of_it() {
     let found: Vec<f64> =
         batches[0].columns().iter().map(|c| c.as_primitive::<Float64Type>().value(0)).collect();
     assert_eq!(found, [140_000.0, 140_000.0 + 140.0 * 4.0, 140_000.0]);
+}
+
+/// Few files are streams in order, whose windows need no sort; of many that would be too many at once.
+#[tokio::test]
+async fn windows_over_many_files_say_the_same_as_over_few() {
+    let folder = tempfile::TempDir::new().expect("folder");
+    let engine = fixture::engine(folder.path(), NOW).await;
+    let site = fixture::site(&engine, "site", None).await;
+    let mut meters = Vec::new();
+    for n in 0..3 {
+        meters.push(fixture::meter(&engine, site, &format!("meter {n}"), ReadingFrequency::Hourly).await);
+    }
+    let service = QueryService::new(Arc::clone(&engine)).expect("service");
+    let all = Access::unrestricted();
+    let steps = "SELECT count(*), sum(value - before) FROM (SELECT value, lag(value) OVER \
+                 (PARTITION BY entity_id ORDER BY timestamp) AS before FROM measurements WHERE metric = 'power')";
+    let has_sort = async |text: &str| {
+        let (_, batches) =
+            service.collect(SqlRequest::new(format!("EXPLAIN {text}"), &all)).await.expect("plan");
+        pretty_format_batches(&batches).expect("a table").to_string().contains("SortExec")
+    };
+    for file in 1..=STREAMS_MAX as i64 + 1 {
+        // Every file has a piece of each meter's history; together they rise from reading to reading.
+        let lines: Vec<_> = meters
+            .iter()
+            .flat_map(|meter| (0..5).map(move |n| (meter, file * 5 + n)))
+            .map(|(meter, n)| format!("power,entity_id={meter} value={} {}", n * n, NOW - HOUR * (1000 - n)))
+            .collect();
+        write(&engine, lines.join("\n")).await;
+        engine.flush().await.expect("flush");
+        let (_, batches) = service.collect(SqlRequest::new(steps, &all)).await.expect("answer");
+        let count = batches[0].column(0).as_primitive::<Int64Type>().value(0);
+        let sum = batches[0].column(1).as_primitive::<Float64Type>().value(0);
+        let last = file * 5 + 4;
+        assert_eq!((count, sum), (3 * 5 * file, 3.0 * (last * last - 25) as f64), "{file} files");
+        assert_eq!(has_sort(steps).await, file > STREAMS_MAX as i64, "{file} files");
+    }
 }

@@ -39,6 +39,8 @@ enum What {
     Integral,
 }
 
+pub(super) const NAMES: [&str; 4] = ["counter_increase", "rate", "time_weighted_avg", "integral"];
+
 impl What {
     fn name(self) -> &'static str {
         match self {
