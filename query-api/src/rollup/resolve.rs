@@ -44,7 +44,9 @@ pub(crate) fn resolve(
                 tree.leaves(*root, &mut found);
             }
             Mode::Residual => {
-                fleet.subtree(*root).into_iter().for_each(|meter| tree.residual(meter, &mut found))
+                for meter in fleet.subtree(*root) {
+                    tree.residual(meter, &mut found);
+                }
             }
         }
     }
