@@ -1,6 +1,6 @@
 //! What the filters of a query say about the keys of `measurements`, to leave out files and series.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::{
@@ -12,7 +12,6 @@ use datafusion::{
         expressions::{BinaryExpr as PhysicalBinaryExpr, InListExpr, col, lit},
     },
 };
-use uuid::Uuid;
 use wattlake_catalog::{DataFile, EntityId};
 use wattlake_engine::SeriesKey;
 
@@ -110,19 +109,6 @@ impl KeyRange {
 
     pub(super) fn is_of_one_metric(&self) -> bool {
         self.metrics.as_ref().is_some_and(|metrics| metrics.len() == 1)
-    }
-
-    /// The metric, when there is only one.
-    pub(super) fn metric(&self) -> Option<&str> {
-        let metrics = self.metrics.as_ref().filter(|metrics| metrics.len() == 1)?;
-        metrics.first().map(String::as_str)
-    }
-
-    /// Entities from the first to the last that is wanted.
-    pub(super) fn entities(&self) -> RangeInclusive<EntityId> {
-        let ends = self.entities.as_ref().and_then(|entities| entities.first().zip(entities.last()));
-        let (first, last) = ends.map_or((EntityId(Uuid::nil()), EntityId(Uuid::max())), |(a, b)| (*a, *b));
-        first..=last
     }
 
     /// Whether the times are a small part of those in files.

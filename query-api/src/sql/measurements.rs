@@ -34,8 +34,8 @@ use object_store::ObjectMeta;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet};
 use wattlake_engine::{
-    CheckedStore, DaySummary, ReadView, SeriesRows, SeriesTotals, Storage, TotalledSeries,
-    measurement_schema, rows_between,
+    CheckedStore, ReadView, SeriesRows, SeriesTotals, Storage, TotalledSeries, measurement_schema,
+    rows_between,
 };
 
 use super::{
@@ -55,9 +55,6 @@ const ORDERED_CACHE_BYTES: usize = 1 << 20;
 pub(super) const SPLIT_ROWS_MIN: u64 = 128 << 10;
 /// With so many files for each partition they spread well enough as they are.
 const WHOLE_FILES_MIN: usize = 4;
-
-/// So many rows are worth a look at the days of their file.
-const DAYS_ROWS_MIN: u64 = if cfg!(test) { 1 } else { 256 << 10 };
 
 /// An extension of a session: scans declare the order of their files, one partition a file.
 #[derive(Clone, Copy, Debug)]
@@ -98,33 +95,10 @@ impl FileRows<'_> {
         }
     }
 
-    /// Leaves out days that lie outside of the times asked for. Where a day has bad readings, its times are not known.
-    fn cover_days(&mut self, days: &[DaySummary], range: &KeyRange) {
-        let is_outside = |day: &&DaySummary| {
-            day.summary.is_some_and(|summary| {
-                summary.count == day.rows.end - day.rows.start
-                    && (summary.last.ts < range.from || summary.first.ts >= range.to)
-            })
-        };
-        let mut covered = std::mem::take(&mut self.covered);
-        covered.extend(days.iter().filter(is_outside).map(|day| day.rows.clone()));
-        covered.sort_unstable_by_key(|rows| rows.start);
-        for rows in covered {
-            match self.covered.last_mut() {
-                Some(before) if before.end >= rows.start => before.end = before.end.max(rows.end),
-                _ => self.covered.push(rows),
-            }
-        }
-    }
-
-    /// Rows that are not covered.
-    fn rows_left(&self) -> u64 {
-        self.file.rows - self.covered.iter().map(|rows| rows.end - rows.start).sum::<u64>()
-    }
-
     /// Whether no row is left.
     fn is_empty(&self) -> bool {
-        self.rows_left() == 0 || self.hidden.len() as u64 >= self.file.rows
+        let covered: u64 = self.covered.iter().map(|rows| rows.end - rows.start).sum();
+        covered >= self.file.rows || self.hidden.len() as u64 >= self.file.rows
     }
 }
 
@@ -192,23 +166,6 @@ impl MeasurementsTable {
             });
         }
         Ok(files)
-    }
-
-    /// Where a short time of one metric is asked for, days of large files tell which rows are of other times.
-    async fn leave_out_days(&self, files: &mut [FileRows<'_>], range: &KeyRange) -> Result<()> {
-        let Some(metric) = range.metric() else { return Ok(()) };
-        let entities = range.entities();
-        for rows in files {
-            if rows.totals.is_some()
-                && rows.rows_left() >= DAYS_ROWS_MIN
-                && range.is_short(std::iter::once(&**rows.file))
-                && let Some(days) =
-                    self.view.day_summaries(rows.file, metric, &entities).await.map_err(unreadable)?
-            {
-                rows.cover_days(&days, range);
-            }
-        }
-        Ok(())
     }
 
     async fn file_rows<'a>(
@@ -486,9 +443,7 @@ impl TableProvider for MeasurementsTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let range = self.key_range(filters);
-        let mut files = self.files(&range, false).await?;
-        self.leave_out_days(&mut files, &range).await?;
-        let plan = self.rows(state, files, &range)?;
+        let plan = self.rows(state, self.files(&range, false).await?, &range)?;
         match projection {
             None => Ok(plan),
             Some(indices) => {

@@ -10,7 +10,6 @@ use arrow::{
         pretty::pretty_format_batches,
     },
 };
-use rand::RngExt;
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 use wattlake_catalog::{Access, EntityType, Quality, ReadingFrequency};
 use wattlake_engine::{Batch, BatchSeries, BodyFormat, Engine, Ingest, IngestRequest, TimePrecision};
@@ -18,10 +17,7 @@ use wattlake_engine::{Batch, BatchSeries, BodyFormat, Engine, Ingest, IngestRequ
 use super::measurements::{SPLIT_ROWS_MIN, STREAMS_MAX};
 use crate::{
     error::ApiError,
-    fixture::{
-        self,
-        history::{DAY, History, METRICS},
-    },
+    fixture,
     query::{QueryService, SqlRequest},
 };
 
@@ -246,45 +242,4 @@ async fn windows_over_many_files_say_the_same_as_over_few() {
         assert!(plan.contains("mode=Single") && plan.contains("ordering_mode=Sorted"), "{plan}");
         assert_eq!(plan.contains("MergeRunsExec"), file > 1, "{plan}");
     }
-}
-
-/// What days of files leave out is what the filter would, whatever happened to the archive.
-#[tokio::test]
-async fn short_times_are_all_rows_of_them() {
-    let folder = tempfile::TempDir::new().expect("folder");
-    let mut history = History::new(folder.path(), 77).await;
-    history.write(NOW - 90 * DAY, NOW, 0.9).await;
-    history.compact().await;
-    let mut days_used = 0;
-    for round in 0..4 {
-        for _ in 0..12 {
-            let from = NOW - history.rng.random_range(0..90 * DAY);
-            let to = from + history.rng.random_range(1..3 * DAY);
-            let metric = history.any(&METRICS.map(|(name, _)| name)).to_owned();
-            let time = |micros: i64| {
-                format!("TIMESTAMP '{}'", jiff::Timestamp::from_microsecond(micros).expect("time"))
-            };
-            // The second filter says the same, but of the readings' times after a calculation: nothing is left out by it.
-            let [plain, calculated] = ["timestamp", "(timestamp + INTERVAL '1 day' - INTERVAL '1 day')"].map(|of| {
-                format!(
-                    "SELECT entity_id, timestamp, value, quality FROM measurements WHERE metric = '{metric}' AND {of} >= {} AND {of} < {} ORDER BY 1, 2",
-                    time(from),
-                    time(to)
-                )
-            });
-            let mut answers = Vec::new();
-            for text in [&plain, &calculated] {
-                let request = SqlRequest::new(text.clone(), &Access::unrestricted());
-                let (_, batches) = history.service.collect(request).await.expect("answer");
-                answers.push(pretty_format_batches(&batches).expect("a table").to_string());
-            }
-            assert_eq!(answers[0], answers[1], "round {round}: {plain}");
-            days_used += usize::from(answers[0].lines().count() > 10);
-        }
-        history.change().await;
-        if round == 1 {
-            history.compact().await;
-        }
-    }
-    assert!(days_used > 20, "{days_used}");
 }
