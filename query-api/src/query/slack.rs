@@ -15,14 +15,16 @@ pub(super) fn without_slack(batch: RecordBatch) -> RecordBatch {
     let compact = |column: &ArrayRef| -> Option<ArrayRef> {
         let texts = column.as_string_view_opt().filter(|_| *column.data_type() == DataType::Utf8View)?;
         let held: usize = texts.data_buffers().iter().map(|buffer| buffer.len()).sum();
-        (held > 2 * texts.total_buffer_bytes_used() + SLACK).then(|| Arc::new(texts.gc()) as _)
+        (held > SLACK && held > 2 * texts.total_buffer_bytes_used() + SLACK)
+            .then(|| Arc::new(texts.gc()) as _)
     };
-    let columns = batch.columns().iter().map(|column| compact(column).unwrap_or_else(|| Arc::clone(column)));
-    match RecordBatch::try_new(batch.schema(), columns.collect()) {
-        Ok(compacted) => compacted,
-        // Without columns it has rows all the same.
-        Err(_) => batch,
+    let compacted: Vec<Option<ArrayRef>> = batch.columns().iter().map(compact).collect();
+    if compacted.iter().all(Option::is_none) {
+        return batch;
     }
+    let columns = compacted.into_iter().zip(batch.columns());
+    let columns = columns.map(|(compacted, column)| compacted.unwrap_or_else(|| Arc::clone(column)));
+    RecordBatch::try_new(batch.schema(), columns.collect()).unwrap_or(batch)
 }
 
 #[cfg(test)]

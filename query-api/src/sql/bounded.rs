@@ -11,11 +11,11 @@ use arrow::{
 use datafusion::{
     error::{DataFusionError, Result},
     execution::FunctionRegistry,
-    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature},
+    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl},
     prelude::SessionContext,
 };
 
-use super::operators::Operators;
+use super::{functions::as_inner, operators::Operators};
 
 /// Bytes of one value.
 const VALUE_BYTES_MAX: u64 = 4 << 20;
@@ -85,21 +85,7 @@ impl Bounded {
 }
 
 impl ScalarUDFImpl for Bounded {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
-    }
-
-    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(types)
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        self.inner.coerce_types(types)
-    }
+    as_inner! {}
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let mut total = 0u64;

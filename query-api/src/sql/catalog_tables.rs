@@ -35,13 +35,9 @@ impl FleetTables {
         fleet: &Arc<Fleet>,
         access: &Access,
     ) -> Result<Option<Arc<dyn TableProvider>>> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sees_all = access.sites.is_empty();
-        if sees_all
-            && let Some(kept) = kept.as_ref().filter(|kept| Arc::ptr_eq(&kept.fleet, fleet))
-            && let Some(table) = kept.tables.get(name)
-        {
-            return Ok(Some(Arc::clone(table)));
+        if sees_all && let Some(table) = self.kept(name, fleet) {
+            return Ok(Some(table));
         }
         let batch = match name {
             "sites" => sites(fleet, access)?,
@@ -52,6 +48,7 @@ impl FleetTables {
         };
         let table: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?);
         if sees_all {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if kept.as_ref().is_none_or(|kept| !Arc::ptr_eq(&kept.fleet, fleet)) {
                 *kept = Some(Kept { fleet: Arc::clone(fleet), tables: HashMap::new() });
             }
@@ -60,6 +57,12 @@ impl FleetTables {
             });
         }
         Ok(Some(table))
+    }
+
+    fn kept(&self, name: &str, fleet: &Arc<Fleet>) -> Option<Arc<dyn TableProvider>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.as_ref().filter(|kept| Arc::ptr_eq(&kept.fleet, fleet))?;
+        kept.tables.get(name).cloned()
     }
 }
 

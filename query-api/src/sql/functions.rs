@@ -45,7 +45,7 @@ pub(crate) fn keeps_groups(plan: &LogicalPlan) -> Result<bool> {
             expr.apply(|part| {
                 if let Expr::AggregateFunction(call) = part {
                     let name = call.func.name();
-                    found |= series::NAMES.contains(&name) || ["percentile_cont", "median"].contains(&name);
+                    found |= series::is_over_time(name) || ["percentile_cont", "median"].contains(&name);
                 }
                 Ok(TreeNodeRecursion::Continue)
             })
@@ -53,6 +53,42 @@ pub(crate) fn keeps_groups(plan: &LogicalPlan) -> Result<bool> {
     })?;
     Ok(found)
 }
+
+/// In an implementation of a function by another one of the same name and arguments: what is that one's.
+macro_rules! as_inner {
+    ($($method:ident($($arg:ident: $of:ty),*) -> $out:ty),* $(,)?) => {
+        fn name(&self) -> &str {
+            self.inner.name()
+        }
+
+        fn aliases(&self) -> &[String] {
+            self.inner.aliases()
+        }
+
+        fn signature(&self) -> &datafusion::logical_expr::Signature {
+            self.inner.signature()
+        }
+
+        fn return_type(
+            &self,
+            types: &[arrow::datatypes::DataType],
+        ) -> datafusion::error::Result<arrow::datatypes::DataType> {
+            self.inner.return_type(types)
+        }
+
+        fn coerce_types(
+            &self,
+            types: &[arrow::datatypes::DataType],
+        ) -> datafusion::error::Result<Vec<arrow::datatypes::DataType>> {
+            self.inner.coerce_types(types)
+        }
+
+        $(fn $method(&self, $($arg: $of),*) -> $out {
+            self.inner.$method($($arg),*)
+        })*
+    };
+}
+pub(super) use as_inner;
 
 /// Times as all tables have them.
 fn utc_micros() -> DataType {

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::{
-    common::ScalarValue,
+    common::{ScalarValue, internal_err},
     error::Result,
     logical_expr::{BinaryExpr, Expr, Operator},
     physical_expr::{
-        PhysicalExpr,
-        expressions::{BinaryExpr as PhysicalBinaryExpr, InListExpr, col, lit},
+        PhysicalExpr, conjunction_opt,
+        expressions::{InListExpr, binary, col, lit},
     },
 };
 use wattlake_catalog::{DataFile, EntityId};
@@ -139,12 +139,22 @@ impl KeyRange {
             .entities
             .as_ref()
             .map(|entities| one_of("entity_id", entities.iter().map(EntityId::to_string).collect()));
-        Ok(match (metrics.transpose()?, entities.transpose()?) {
-            (Some(metrics), Some(entities)) => {
-                Some(Arc::new(PhysicalBinaryExpr::new(metrics, Operator::And, entities)))
-            }
-            (one, other) => one.or(other),
-        })
+        Ok(conjunction_opt(metrics.transpose()?.into_iter().chain(entities.transpose()?)))
+    }
+
+    /// What times must fulfil that may pass the filters; `None`: all may.
+    pub(super) fn time_predicate(&self, schema: &SchemaRef) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+        let DataType::Timestamp(_, zone) = schema.field_with_name(self.time)?.data_type() else {
+            return internal_err!("the column {} holds no times", self.time);
+        };
+        let bound = |micros: i64, none: i64, op: Operator| -> Result<Option<Arc<dyn PhysicalExpr>>> {
+            let micros =
+                (micros != none).then(|| lit(ScalarValue::TimestampMicrosecond(Some(micros), zone.clone())));
+            micros.map(|micros| binary(col(self.time, schema)?, op, micros, schema)).transpose()
+        };
+        let from = bound(self.from, i64::MIN, Operator::GtEq)?;
+        let to = bound(self.to, i64::MAX, Operator::Lt)?;
+        Ok(conjunction_opt(from.into_iter().chain(to)))
     }
 
     pub(super) fn wants(&self, key: &SeriesKey) -> bool {

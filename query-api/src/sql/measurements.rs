@@ -249,6 +249,13 @@ impl MeasurementsTable {
             }
             None => parts.extend(others),
         }
+        let is_one_stream = ordering.is_some() && state.config().get_extension::<OneStream>().is_some();
+        // Filters of times, which are asked again above, are not pushed down through a merge.
+        if is_one_stream && let Some(predicate) = range.time_predicate(&self.schema)? {
+            for plan in &mut parts {
+                *plan = Arc::new(FilterExec::try_new(Arc::clone(&predicate), Arc::clone(plan))?);
+            }
+        }
         if let Some(batch) = self.hot_batch(range)? {
             let source = MemorySourceConfig::try_new(&[vec![batch]], self.schema(), None)?;
             let source = source.try_with_sort_information(ordering.iter().cloned().collect())?;
@@ -260,9 +267,7 @@ impl MeasurementsTable {
             _ => UnionExec::try_new(parts)?,
         };
         Ok(match ordering {
-            Some(ordering) if state.config().get_extension::<OneStream>().is_some() => {
-                Arc::new(SortPreservingMergeExec::new(ordering, plan))
-            }
+            Some(ordering) if is_one_stream => Arc::new(SortPreservingMergeExec::new(ordering, plan)),
             _ => plan,
         })
     }

@@ -8,6 +8,7 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
     fmt,
+    ops::Range,
     sync::Arc,
 };
 
@@ -161,12 +162,12 @@ impl ExecutionPlan for MergeRunsExec {
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let schema = self.schema();
-        let reservation = MemoryConsumer::new(format!("MergeRunsExec[{partition}]"))
+        let memory = MemoryConsumer::new(format!("MergeRunsExec[{partition}]"))
             .register(&context.runtime_env().memory_pool);
         let inputs = (0..self.input.output_partitioning().partition_count())
             .map(|input| Ok(spawn_buffered(self.input.execute(input, Arc::clone(&context))?, 1)))
             .collect::<Result<Vec<_>>>()?;
-        let merge = Merge::new(inputs, self.key, &schema, reservation);
+        let merge = Merge::new(inputs, self.key, memory);
         let batches = stream::try_unfold(merge, |mut merge| async move {
             Ok(merge.next().await?.map(|batch| (batch, merge)))
         });
@@ -174,15 +175,20 @@ impl ExecutionPlan for MergeRunsExec {
     }
 }
 
-/// A stream, and the batch of it that is being passed on.
-struct Input {
-    stream: SendableRecordBatchStream,
+/// A batch with rows, counted for as long as it is held.
+struct Held {
     batch: RecordBatch,
     entities: StringViewArray,
     times: TimestampMicrosecondArray,
-    /// The next row.
+    _memory: MemoryReservation,
+}
+
+/// A stream, and the batch of it that is being passed on.
+struct Input {
+    stream: SendableRecordBatchStream,
+    held: Option<Arc<Held>>,
+    /// The next row of it.
     at: usize,
-    bytes: usize,
 }
 
 /// Where a stream stands: entity, time, and which one it is.
@@ -191,7 +197,8 @@ type Place = (Arc<str>, i64, usize);
 struct Merge {
     inputs: Vec<Input>,
     key: Key,
-    reservation: MemoryReservation,
+    /// What batches take their own out of.
+    memory: MemoryReservation,
     /// Of streams that are not at their end; the one that stands first is on top.
     places: BinaryHeap<Reverse<Place>>,
     /// Whether all streams were asked for their first batch.
@@ -204,7 +211,7 @@ struct Merge {
 /// Rows of slices that are too short to be passed on.
 #[derive(Default)]
 struct Short {
-    batches: Vec<RecordBatch>,
+    batches: Vec<Arc<Held>>,
     /// Batch and row.
     rows: Vec<(usize, usize)>,
     /// Which of the batches is the one that an input stands in.
@@ -212,51 +219,45 @@ struct Short {
 }
 
 impl Short {
-    fn push(&mut self, index: usize, input: &Input, rows: usize) {
+    /// Takes some rows of the batch that an input stands in.
+    fn push(&mut self, index: usize, held: &Arc<Held>, rows: Range<usize>) {
         let batch = *self.current.entry(index).or_insert_with(|| {
-            self.batches.push(input.batch.clone());
+            self.batches.push(Arc::clone(held));
             self.batches.len() - 1
         });
-        self.rows.extend((input.at..input.at + rows).map(|row| (batch, row)));
+        self.rows.extend(rows.map(|row| (batch, row)));
     }
 
     fn take(&mut self) -> Result<RecordBatch> {
         let Self { batches, rows, .. } = std::mem::take(self);
-        Ok(interleave_record_batch(&batches.iter().collect::<Vec<_>>(), &rows)?)
+        let batches: Vec<_> = batches.iter().map(|held| &held.batch).collect();
+        Ok(interleave_record_batch(&batches, &rows)?)
     }
 }
 
-impl Input {
-    /// Takes the next batch with rows. `false`: there is none.
-    async fn advance(&mut self, key: Key, reservation: &mut MemoryReservation) -> Result<bool> {
-        reservation.shrink(std::mem::take(&mut self.bytes));
-        loop {
-            let Some(batch) = self.stream.next().await.transpose()? else { return Ok(false) };
-            if batch.num_rows() == 0 {
-                continue;
-            }
-            let bytes = get_record_batch_memory_size(&batch);
-            reservation.try_grow(bytes)?;
-            self.bytes = bytes;
-            self.entities = batch.column(key.entity).as_string_view().clone();
-            self.times = batch.column(key.time).as_primitive().clone();
-            self.batch = batch;
-            self.at = 0;
-            return Ok(true);
-        }
+impl Held {
+    fn new(batch: RecordBatch, key: Key, memory: MemoryReservation) -> Result<Self> {
+        memory.try_grow(get_record_batch_memory_size(&batch))?;
+        Ok(Self {
+            entities: batch.column(key.entity).as_string_view().clone(),
+            times: batch.column(key.time).as_primitive().clone(),
+            batch,
+            _memory: memory,
+        })
     }
 
-    /// Rows from the next one on that come before a place, at least one.
-    fn rows_before(&self, place: Option<&Place>) -> usize {
-        let Some((entity, time, _)) = place else { return self.batch.num_rows() - self.at };
+    /// Rows from one on that come before a place, at least one.
+    fn rows_before(&self, at: usize, place: Option<&Place>) -> usize {
+        let rows = self.batch.num_rows();
+        let Some((entity, time, _)) = place else { return rows - at };
         let is_before = |row: usize| (self.entities.value(row), self.times.value(row)) < (&**entity, *time);
-        let (mut known, mut step) = (self.at + 1, 1);
-        while known + step <= self.batch.num_rows() && is_before(known + step - 1) {
+        let (mut known, mut step) = (at + 1, 1);
+        while known + step <= rows && is_before(known + step - 1) {
             known += step;
             step *= 2;
         }
         // Between what is known to be before and the first that is known not to be.
-        let (mut low, mut high) = (known, (known + step - 1).min(self.batch.num_rows()));
+        let (mut low, mut high) = (known, (known + step - 1).min(rows));
         while low < high {
             let middle = low + (high - low) / 2;
             match is_before(middle) {
@@ -264,29 +265,34 @@ impl Input {
                 false => high = middle,
             }
         }
-        low - self.at
+        low - at
+    }
+}
+
+impl Input {
+    /// The batch with the next row; `None` at the end of the stream. Whether it is another one than before.
+    async fn held(&mut self, key: Key, memory: &MemoryReservation) -> Result<Option<(Arc<Held>, bool)>> {
+        if let Some(held) = self.held.as_ref().filter(|held| self.at < held.batch.num_rows()) {
+            return Ok(Some((Arc::clone(held), false)));
+        }
+        self.held = None;
+        while let Some(batch) = self.stream.next().await.transpose()? {
+            if batch.num_rows() > 0 {
+                let held = Arc::new(Held::new(batch, key, memory.new_empty())?);
+                (self.held, self.at) = (Some(Arc::clone(&held)), 0);
+                return Ok(Some((held, true)));
+            }
+        }
+        Ok(None)
     }
 }
 
 impl Merge {
-    fn new(
-        streams: Vec<SendableRecordBatchStream>,
-        key: Key,
-        schema: &SchemaRef,
-        reservation: MemoryReservation,
-    ) -> Self {
-        let input = |stream| Input {
-            stream,
-            batch: RecordBatch::new_empty(Arc::clone(schema)),
-            entities: StringViewArray::from(Vec::<&str>::new()),
-            times: TimestampMicrosecondArray::from(Vec::<i64>::new()),
-            at: 0,
-            bytes: 0,
-        };
+    fn new(streams: Vec<SendableRecordBatchStream>, key: Key, memory: MemoryReservation) -> Self {
         Self {
-            inputs: streams.into_iter().map(input).collect(),
+            inputs: streams.into_iter().map(|stream| Input { stream, held: None, at: 0 }).collect(),
             key,
-            reservation,
+            memory,
             places: BinaryHeap::new(),
             is_begun: false,
             short: Short::default(),
@@ -305,10 +311,11 @@ impl Merge {
         }
         while let Some(Reverse((entity, _, index))) = self.places.pop() {
             let input = &mut self.inputs[index];
-            let rows = input.rows_before(self.places.peek().map(|place| &place.0));
-            let slice = (rows >= LONG).then(|| input.batch.slice(input.at, rows));
+            let Some(held) = &input.held else { continue };
+            let rows = held.rows_before(input.at, self.places.peek().map(|place| &place.0));
+            let slice = (rows >= LONG).then(|| held.batch.slice(input.at, rows));
             if slice.is_none() {
-                self.short.push(index, input, rows);
+                self.short.push(index, held, input.at..input.at + rows);
             }
             input.at += rows;
             self.place(index, Some(entity)).await?;
@@ -331,15 +338,14 @@ impl Merge {
     /// Takes a stream up again where it stands; the entity of the row before need not be copied again.
     async fn place(&mut self, index: usize, before: Option<Arc<str>>) -> Result<()> {
         let input = &mut self.inputs[index];
-        if input.at == input.batch.num_rows() {
+        let next = input.held(self.key, &self.memory).await?;
+        if next.as_ref().is_none_or(|(_, is_another)| *is_another) {
             self.short.current.remove(&index);
-            if !input.advance(self.key, &mut self.reservation).await? {
-                return Ok(());
-            }
         }
-        let entity = input.entities.value(input.at);
+        let Some((held, _)) = next else { return Ok(()) };
+        let entity = held.entities.value(input.at);
         let entity = before.filter(|before| **before == *entity).unwrap_or_else(|| Arc::from(entity));
-        self.places.push(Reverse((entity, input.times.value(input.at), index)));
+        self.places.push(Reverse((entity, held.times.value(input.at), index)));
         Ok(())
     }
 }
@@ -382,8 +388,8 @@ mod tests {
             Box::pin(RecordBatchStreamAdapter::new(schema(), stream::iter(batches)))
         };
         let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
-        let reservation = MemoryConsumer::new("test").register(&pool);
-        let mut merge = Merge::new(streams.iter().map(stream).collect(), KEY, &schema(), reservation);
+        let memory = MemoryConsumer::new("test").register(&pool);
+        let mut merge = Merge::new(streams.iter().map(stream).collect(), KEY, memory);
         let mut found = Vec::new();
         futures::executor::block_on(async {
             while let Some(batch) = merge.next().await.expect("a batch") {

@@ -242,4 +242,13 @@ async fn windows_over_many_files_say_the_same_as_over_few() {
         assert!(plan.contains("mode=Single") && plan.contains("ordering_mode=Sorted"), "{plan}");
         assert_eq!(plan.contains("MergeRunsExec"), file > 1, "{plan}");
     }
+    // A day of them decodes that day: the scans below the merge know its times.
+    let day =
+        increases.replace("GROUP BY", "AND timestamp >= '2026-04-09' AND timestamp < '2026-04-11' GROUP BY");
+    let plan = plan(&day).await;
+    let scans: Vec<_> = plan.lines().filter(|line| line.contains("DataSourceExec")).collect();
+    assert!(!scans.is_empty(), "{plan}");
+    for scan in scans {
+        assert!(scan.contains(" timestamp@2 >= ") && scan.contains("timestamp@2 < "), "{scan}");
+    }
 }

@@ -9,13 +9,13 @@ use arrow::{
 use datafusion::{
     error::Result,
     logical_expr::{
-        ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+        ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl,
         sort_properties::{ExprProperties, SortProperties},
     },
 };
 use jiff::{Span, Timestamp, civil, tz::TimeZone};
 
-use super::text_of;
+use super::{as_inner, text_of};
 
 /// DataFusion's `date_trunc`, which goes through a calendar for every zoned value. Times in UTC, as all of ours are, take its arithmetic for
 /// times without a zone instead; months and more, which that does not help, are looked up once for times that follow each other.
@@ -29,28 +29,9 @@ struct DateTrunc {
 }
 
 impl ScalarUDFImpl for DateTrunc {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn aliases(&self) -> &[String] {
-        self.inner.aliases()
-    }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
-    }
-
-    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(arguments)
-    }
-
-    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
-        self.inner.return_field_from_args(args)
-    }
-
-    fn output_ordering(&self, inputs: &[ExprProperties]) -> Result<SortProperties> {
-        self.inner.output_ordering(inputs)
+    as_inner! {
+        return_field_from_args(args: ReturnFieldArgs<'_>) -> Result<FieldRef>,
+        output_ordering(inputs: &[ExprProperties]) -> Result<SortProperties>,
     }
 
     fn invoke_with_args(&self, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {

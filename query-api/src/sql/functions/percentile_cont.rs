@@ -12,13 +12,13 @@ use datafusion::{
     error::Result,
     functions_aggregate::percentile_cont::percentile_cont_udaf,
     logical_expr::{
-        Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature,
+        Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator,
         function::{AccumulatorArgs, AggregateFunctionSimplification, StateFieldsArgs},
     },
     physical_expr::expressions::Literal,
 };
 
-use super::invalid;
+use super::{as_inner, invalid};
 
 /// DataFusion's function rounds the place between two values to a millionth. Here that is done for floats of 64 bits, which
 /// all readings are, without.
@@ -48,24 +48,10 @@ fn share(args: &AccumulatorArgs<'_>) -> Result<f64> {
 }
 
 impl AggregateUDFImpl for PercentileCont {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn aliases(&self) -> &[String] {
-        self.inner.aliases()
-    }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
-    }
-
-    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(types)
-    }
-
-    fn state_fields(&self, args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>> {
-        self.inner.state_fields(args)
+    as_inner! {
+        state_fields(args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>>,
+        groups_accumulator_supported(args: AccumulatorArgs<'_>) -> bool,
+        simplify() -> Option<AggregateFunctionSimplification>,
     }
 
     fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
@@ -75,19 +61,11 @@ impl AggregateUDFImpl for PercentileCont {
         }
     }
 
-    fn groups_accumulator_supported(&self, args: AccumulatorArgs<'_>) -> bool {
-        self.inner.groups_accumulator_supported(args)
-    }
-
     fn create_groups_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn GroupsAccumulator>> {
         match is_exact(&args) {
             true => Ok(Box::new(Groups { share: share(&args)?, groups: Vec::new(), bytes: 0 })),
             false => self.inner.create_groups_accumulator(args),
         }
-    }
-
-    fn simplify(&self) -> Option<AggregateFunctionSimplification> {
-        self.inner.simplify()
     }
 
     fn supports_within_group_clause(&self) -> bool {

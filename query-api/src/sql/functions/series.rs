@@ -39,9 +39,14 @@ enum What {
     Integral,
 }
 
-pub(super) const NAMES: [&str; 4] = ["counter_increase", "rate", "time_weighted_avg", "integral"];
+/// Whether an aggregate of this name is one of ours.
+pub(super) fn is_over_time(name: &str) -> bool {
+    What::ALL.iter().any(|what| what.name() == name)
+}
 
 impl What {
+    const ALL: [Self; 4] = [Self::CounterIncrease, Self::Rate, Self::TimeWeightedAvg, Self::Integral];
+
     fn name(self) -> &'static str {
         match self {
             Self::CounterIncrease => "counter_increase",
@@ -66,7 +71,7 @@ impl What {
 }
 
 pub(super) fn udafs() -> impl Iterator<Item = AggregateUDF> {
-    [What::CounterIncrease, What::Rate, What::TimeWeightedAvg, What::Integral].into_iter().map(|what| {
+    What::ALL.into_iter().map(|what| {
         let signature = Signature::user_defined(Volatility::Immutable);
         AggregateUDF::new_from_impl(OverTime { what, signature })
     })

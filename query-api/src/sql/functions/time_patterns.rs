@@ -7,14 +7,14 @@ use arrow::datatypes::DataType;
 use datafusion::{
     common::{ScalarValue, config::ConfigOptions},
     error::{DataFusionError, Result},
-    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature},
+    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl},
 };
 
-use super::text_of;
+use super::{as_inner, text_of};
 
 /// Postgres' template patterns and those of `strftime` that mean the same; of two that begin alike the longer one is first.
 /// <https://www.postgresql.org/docs/16/functions-formatting.html>
-const PATTERNS: [(&str, &str); 30] = [
+const PATTERNS: [(&str, &str); 29] = [
     ("HH24", "%H"),
     ("HH12", "%I"),
     ("HH", "%I"),
@@ -44,9 +44,9 @@ const PATTERNS: [(&str, &str); 30] = [
     ("OF", "%:z"),
     ("FF3", "%3f"),
     ("FF6", "%6f"),
-    // Without blanks and zeros before: as our names are anyway.
-    ("FM", ""),
 ];
+/// Before another pattern: without zeros in front.
+const NO_ZEROS: &str = "FM";
 
 pub(super) fn udfs() -> impl Iterator<Item = ScalarUDF> {
     use datafusion::functions::datetime;
@@ -61,25 +61,7 @@ struct WithPatterns {
 }
 
 impl ScalarUDFImpl for WithPatterns {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn aliases(&self) -> &[String] {
-        self.inner.aliases()
-    }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
-    }
-
-    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(types)
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        self.inner.coerce_types(types)
-    }
+    as_inner! {}
 
     fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
         let inner = Arc::new(self.inner.inner().with_updated_config(config)?);
@@ -87,13 +69,23 @@ impl ScalarUDFImpl for WithPatterns {
     }
 
     fn invoke_with_args(&self, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let has_no_zone = args.args.first().is_some_and(|time| {
+            matches!(time.data_type(), DataType::Timestamp(_, None) | DataType::Date32 | DataType::Date64)
+        });
         for pattern in args.args.iter_mut().skip(1) {
-            if let ColumnarValue::Scalar(value) = pattern
-                && let Some(text) = text_of(value)
-                && !text.contains('%')
-            {
-                *value = ScalarValue::from(strftime(self.name(), text)?);
+            let ColumnarValue::Scalar(value) = pattern else { continue };
+            let Some(text) = text_of(value) else { continue };
+            let text = match text.contains('%') {
+                true => text.to_owned(),
+                false => strftime(self.name(), text)?,
+            };
+            if has_no_zone && ["%z", "%:z", "%Z"].iter().any(|zone| text.contains(zone)) {
+                return Err(DataFusionError::Plan(format!(
+                    "{}: the pattern asks for a zone, and the time has none; write for example x AT TIME ZONE 'UTC'",
+                    self.name()
+                )));
             }
+            *value = ScalarValue::from(text);
         }
         self.inner.invoke_with_args(args)
     }
@@ -103,6 +95,7 @@ impl ScalarUDFImpl for WithPatterns {
 fn strftime(function: &str, pattern: &str) -> Result<String> {
     let mut out = String::new();
     let mut rest = pattern;
+    let mut without_zeros = false;
     'next: while let Some(char) = rest.chars().next() {
         if char == '"' {
             let (text, after) = rest[1..].split_once('"').unwrap_or((&rest[1..], ""));
@@ -110,9 +103,20 @@ fn strftime(function: &str, pattern: &str) -> Result<String> {
             rest = after;
             continue;
         }
+        let starts_with =
+            |word: &str| rest.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
+        if starts_with(NO_ZEROS) {
+            without_zeros = true;
+            rest = &rest[NO_ZEROS.len()..];
+            continue;
+        }
         for (postgres, ours) in PATTERNS {
-            if rest.get(..postgres.len()).is_some_and(|start| start.eq_ignore_ascii_case(postgres)) {
-                out.push_str(ours);
+            if starts_with(postgres) {
+                let is_padded = ["%d", "%m", "%H", "%I", "%M", "%S", "%j", "%V", "%y", "%Y"].contains(&ours);
+                match std::mem::take(&mut without_zeros) && is_padded {
+                    true => out.extend(["%-", &ours[1..]]),
+                    false => out.push_str(ours),
+                }
                 rest = &rest[postgres.len()..];
                 continue 'next;
             }
