@@ -429,6 +429,9 @@ impl Writer<'_> {
 
     pub(crate) async fn delete_source(&mut self, id: EntityId) -> Result<()> {
         self.tx.execute("DELETE FROM wattlake_external_id WHERE entity_id = $1", params![id]).await?;
+        for table in ["wattlake_gap", "wattlake_job"] {
+            self.tx.execute(&format!("DELETE FROM {table} WHERE source_id = $1"), params![id]).await?;
+        }
         let sql = "DELETE FROM energy_sources WHERE id = $1";
         self.expect_found(sql, params![id], "energy source", id.0).await
     }

@@ -13,9 +13,13 @@ mod entities;
 mod error;
 mod fleet;
 mod fleet_copy;
+mod gaps;
+mod grants;
+mod jobs;
 mod manifest;
 mod migrations;
 mod model;
+mod progress;
 mod secrets;
 mod tokens;
 
@@ -24,6 +28,9 @@ pub use entities::{NewEntities, OnboardingDraft, OnboardingMeter, OnboardingSour
 pub use error::{Error, ErrorKind, Result};
 pub use fleet::{Entity, Fleet};
 pub use fleet_copy::FleetCopy;
+pub use gaps::{Gap, GapState};
+pub use grants::Grant;
+pub use jobs::{Job, JobState};
 pub use manifest::{
     BlockSums, CommitRequest, CommitResult, DataFile, DeleteFile, Expired, FileBounds, Manifest,
     NamedSnapshot, NewDataFile, NewDeleteFile, RemovedFile, Scheduled, SnapshotAt, SnapshotId, StoredDelete,
@@ -33,6 +40,7 @@ pub use model::{
     Category, EnergySource, EnergySourceDraft, EntityId, EntityType, IndustryType, Meter, MeterDraft,
     Quality, ReadingFrequency, Site, SiteDraft, SiteId,
 };
+pub use progress::Progress;
 pub use secrets::{MASK, SecretKey};
 pub use tokens::{Access, NewToken, Scope, Token};
 

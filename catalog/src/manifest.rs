@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::EntityId;
+use crate::{EntityId, Progress};
 
 pub use block_sums::BlockSums;
 pub(crate) use commit::commit;
@@ -203,6 +203,8 @@ pub struct CommitRequest {
     pub is_rewrite: bool,
     /// Everything in the write-ahead log up to this sequence number is in the files.
     pub wal_sequence: Option<u64>,
+    /// What went on with the readings of the files, such as cursors of sources.
+    pub progress: Vec<Progress>,
     pub message: String,
 }
 

@@ -11,6 +11,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "initial", include_str!("../migrations/0001_initial.sql")),
     (2, "maintenance", include_str!("../migrations/0002_maintenance.sql")),
     (3, "block sums", include_str!("../migrations/0003_block_sums.sql")),
+    (4, "sources", include_str!("../migrations/0004_sources.sql")),
 ];
 
 /// Brings the schema to this binary's version, each step in one transaction.

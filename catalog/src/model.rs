@@ -62,7 +62,7 @@ id!(/// Identifies an entity: a meter or an energy source.
 macro_rules! text_enum {
     ($(#[$doc:meta])* $name:ident: $what:literal { $($variant:ident = $text:literal),* $(,)? }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         pub enum $name { $(#[serde(rename = $text)] $variant),* }
 
         impl $name {
@@ -73,24 +73,25 @@ macro_rules! text_enum {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.as_str())
             }
         }
 
-        impl FromStr for $name {
-            type Err = Error;
+        impl std::str::FromStr for $name {
+            type Err = $crate::Error;
 
-            fn from_str(text: &str) -> Result<Self> {
+            fn from_str(text: &str) -> $crate::Result<Self> {
                 Self::ALL.iter().copied().find(|v| v.as_str() == text).ok_or_else(|| {
                     let valid: Vec<_> = Self::ALL.iter().map(|v| v.as_str()).collect();
-                    Error::invalid(format!(concat!("unknown ", $what, " `{}`; valid are {}"), text, valid.join(", ")))
+                    $crate::Error::invalid(format!(concat!("unknown ", $what, " `{}`; valid are {}"), text, valid.join(", ")))
                 })
             }
         }
     };
 }
+pub(crate) use text_enum;
 
 text_enum! {
     /// What a site is used for.

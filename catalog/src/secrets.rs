@@ -67,7 +67,7 @@ impl SecretKey {
         }
     }
 
-    fn seal(&self, plain: &str, owner: Uuid, field: &str) -> Result<String> {
+    pub(crate) fn seal(&self, plain: &str, owner: Uuid, field: &str) -> Result<String> {
         let nonce_bytes: [u8; 24] = rand::random();
         let nonce = XNonce::from(nonce_bytes);
         let aad = associated_data(owner, field);
@@ -133,6 +133,24 @@ impl SecretKey {
         }
         for field in unsealed {
             metadata.remove(&field);
+        }
+        Ok(())
+    }
+}
+
+impl SecretKey {
+    /// Puts plain text into the place of every sealed secret in the metadata of `owner`.
+    pub(crate) fn open_metadata(&self, metadata: &mut Map<String, Value>, owner: Uuid) -> Result<()> {
+        for (field, value) in metadata.iter_mut() {
+            match value {
+                Value::Object(inner) => self.open_metadata(inner, owner)?,
+                Value::String(text)
+                    if text.starts_with(PREFIX) && SECRET_FIELDS.contains(&field.as_str()) =>
+                {
+                    *value = Value::String(self.open(text, owner, field)?);
+                }
+                _ => {}
+            }
         }
         Ok(())
     }

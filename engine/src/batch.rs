@@ -4,7 +4,7 @@
 //! [`Batch`] names its series itself, as the log does; [`Readings`] is the same with interned series, as memory holds it.
 
 use hashbrown::HashTable;
-use wattlake_catalog::{EntityId, EntityType, Quality};
+use wattlake_catalog::{EntityId, EntityType, Progress, Quality};
 
 use crate::{
     Error, Result,
@@ -33,6 +33,8 @@ pub struct Batch {
     pub metadata: Vec<(u32, String)>,
     /// When the batch was accepted, microseconds since 1970 UTC.
     pub created_at: i64,
+    /// What came about with these readings, such as the cursor of their source (WAL-5).
+    pub progress: Vec<Progress>,
 }
 
 const ROW_BYTES: usize = 4 + 8 + 8 + 1;
@@ -49,6 +51,7 @@ pub(crate) struct Readings {
     pub metadata: Vec<(u32, Box<str>)>,
     /// When the batch was accepted, microseconds since 1970 UTC.
     pub created_at: i64,
+    pub progress: Vec<Progress>,
 }
 
 impl Readings {
@@ -57,13 +60,14 @@ impl Readings {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.ts.is_empty()
+        self.ts.is_empty() && self.progress.is_empty()
     }
 
     /// About how much memory the rows take.
     pub(crate) fn memory_bytes(&self) -> usize {
         let metadata: usize = self.metadata.iter().map(|(_, text)| text.len() + 40).sum();
-        self.len() * crate::memtable::ROW_BYTES + metadata
+        let progress: usize = self.progress.iter().map(|one| one.key.len() + one.state.len() + 80).sum();
+        self.len() * crate::memtable::ROW_BYTES + metadata + progress
     }
 
     /// Appends the batch as the log stores it; `docs/formats/wal.md` describes the bytes.
@@ -98,6 +102,14 @@ impl Readings {
             out.extend_from_slice(&row.to_le_bytes());
             put_text(out, text);
         }
+        // Batches of before this was there end here.
+        if !self.progress.is_empty() {
+            put_len(out, self.progress.len());
+            for Progress { key, state } in &self.progress {
+                put_text(out, key);
+                put_text(out, state);
+            }
+        }
     }
 }
 
@@ -107,7 +119,7 @@ impl Batch {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.ts.is_empty()
+        self.ts.is_empty() && self.progress.is_empty()
     }
 
     /// The same with interned series.
@@ -120,6 +132,7 @@ impl Batch {
             quality: self.quality,
             metadata: self.metadata.into_iter().map(|(row, text)| (row, text.into())).collect(),
             created_at: self.created_at,
+            progress: self.progress,
         }
     }
 }
@@ -193,10 +206,16 @@ impl<'a> ReadingsDecoder<'a> {
             }
             metadata.push((row, input.text()?.into()));
         }
+        let mut progress = Vec::new();
+        if !input.bytes.is_empty() {
+            for _ in 0..input.len(8)? {
+                progress.push(Progress { key: input.text()?, state: input.text()? });
+            }
+        }
         if !input.bytes.is_empty() {
             return Err(Error::corrupt(format!("batch: {} bytes too many", input.bytes.len())));
         }
-        Ok(Readings { channel, ts, value, quality, metadata, created_at })
+        Ok(Readings { channel, ts, value, quality, metadata, created_at, progress })
     }
 
     fn channel_of(&mut self, bytes: &[u8]) -> Result<ChannelId> {

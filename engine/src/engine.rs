@@ -1,6 +1,7 @@
 //! [`Engine`]: starting, writing, flushing, reading, stopping.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -12,7 +13,7 @@ use jiff::tz::TimeZone;
 use parking_lot::Mutex as SyncMutex;
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify, oneshot, watch};
-use wattlake_catalog::{Catalog, SnapshotAt, SnapshotId, failpoint, seeded_bug};
+use wattlake_catalog::{Catalog, Progress, SnapshotAt, SnapshotId, failpoint, seeded_bug};
 use wattlake_config::Settings;
 
 use crate::{
@@ -309,6 +310,20 @@ impl Engine {
         Ok(())
     }
 
+    /// The newest state of everything that makes progress, by key.
+    pub async fn progress(&self) -> Result<BTreeMap<String, String>> {
+        // Before the catalog is asked: what is flushed meanwhile is in one of them.
+        let version = self.versions.current();
+        let published = self.catalog.progress().await?;
+        let mut states: BTreeMap<_, _> = published.into_iter().map(|one| (one.key, one.state)).collect();
+        let memtables = version.frozen.iter().map(|frozen| &frozen.memtable).chain([&version.active]);
+        for Progress { key, state } in memtables.flat_map(|memtable| memtable.progress()) {
+            states.insert(key, state);
+        }
+        states.retain(|_, state| !state.is_empty());
+        Ok(states)
+    }
+
     fn reserve(&self, bytes: usize) -> Result<Reservation<'_>> {
         let inflight = self.inflight_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
         let reservation = Reservation { inflight: &self.inflight_bytes, bytes };
@@ -378,7 +393,7 @@ impl Engine {
         while !self.is_stopping() {
             let _ = tokio::time::timeout(tick, self.frozen.notified()).await;
             let version = self.versions.current();
-            let is_due = version.active.rows() > 0 && version.active.age() >= interval;
+            let is_due = !version.active.is_empty() && version.active.age() >= interval;
             if !is_due && version.frozen.is_empty() {
                 continue;
             }

@@ -56,6 +56,7 @@ impl Flusher {
             new_deletes: changes.new_deletes,
             removed: changes.removed,
             wal_sequence: Some(frozen.last_sequence + u64::from(seeded_bug!("bug.watermark_too_high"))),
+            progress: frozen.memtable.progress(),
             message: format!("flush through log sequence {}", frozen.last_sequence),
             ..CommitRequest::default()
         };

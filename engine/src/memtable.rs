@@ -6,12 +6,13 @@
 //! it works and never holds up the writer.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::RwLock;
-use wattlake_catalog::Quality;
+use wattlake_catalog::{Progress, Quality};
 
 use crate::{
     batch::Readings,
@@ -40,6 +41,8 @@ struct Inner {
     rows: usize,
     bytes: usize,
     first_row_at: Option<Instant>,
+    /// The newest states.
+    progress: BTreeMap<String, String>,
 }
 
 /// Rows of one or more batches in the order of arrival.
@@ -90,12 +93,18 @@ impl Block {
 
 impl Memtable {
     /// Takes a batch; all of it becomes visible at once.
-    pub(crate) fn apply(&self, readings: Readings) {
+    pub(crate) fn apply(&self, mut readings: Readings) {
         let mut inner = self.inner.write();
         let inner = &mut *inner;
         inner.first_row_at.get_or_insert_with(Instant::now);
         inner.rows += readings.len();
         inner.bytes += readings.memory_bytes();
+        for Progress { key, state } in readings.progress.drain(..) {
+            inner.progress.insert(key, state);
+        }
+        if readings.is_empty() {
+            return;
+        }
         let has_own_block = readings.len() >= OWN_BLOCK_ROWS;
         if has_own_block && !inner.open.ts.is_empty() {
             inner.sealed.push(Arc::new(std::mem::take(&mut inner.open)));
@@ -119,6 +128,19 @@ impl Memtable {
     /// Rows, before duplicates are merged.
     pub(crate) fn rows(&self) -> usize {
         self.inner.read().rows
+    }
+
+    /// Whether there is nothing to flush.
+    pub(crate) fn is_empty(&self) -> bool {
+        let inner = self.inner.read();
+        inner.rows == 0 && inner.progress.is_empty()
+    }
+
+    /// What came about with the rows.
+    pub(crate) fn progress(&self) -> Vec<Progress> {
+        let inner = self.inner.read();
+        let states = inner.progress.iter();
+        states.map(|(key, state)| Progress { key: key.clone(), state: state.clone() }).collect()
     }
 
     /// About how much memory the rows take.

@@ -1,6 +1,7 @@
 //! [`ReadView`]: one consistent picture for one query.
 
 use std::{
+    collections::BTreeSet,
     ops::{Range, RangeInclusive},
     sync::Arc,
 };
@@ -9,7 +10,7 @@ use wattlake_catalog::{DataFile, EntityId, Manifest};
 
 use crate::{
     DaySummary, Error, LatestReading, Result, SeriesKey, SeriesRows, SeriesTotals, Storage, StoredReading,
-    archive::{Level, deleted_rows, find_rows, read_day_summaries, read_row_ranges},
+    archive::{Level, WantedSeries, deleted_rows, find_rows, read_day_summaries, read_row_ranges},
     flush::wanted_series,
     version::{HotView, Versions},
 };
@@ -24,6 +25,38 @@ pub struct ReadView {
 }
 
 impl ReadView {
+    /// Those of some times, in order, at which a series has no reading.
+    pub(crate) async fn missing(&self, key: &SeriesKey, mut times: Vec<i64>) -> Result<Vec<i64>> {
+        let (Some(first), Some(last)) = (times.first().copied(), times.last().copied()) else {
+            return Ok(times);
+        };
+        for series in self.hot.select(first, last.saturating_add(1), |other| other == key) {
+            times.retain(|ts| series.rows.ts.binary_search(ts).is_err());
+        }
+        for file in &self.manifest.files {
+            let (metric, entity) = (Arc::clone(&key.metric), key.entity);
+            let bounds = &file.bounds;
+            let may_hold = bounds.min_ts <= last
+                && bounds.max_ts >= first
+                && (bounds.min_metric.as_str()..=bounds.max_metric.as_str()).contains(&&*metric)
+                && bounds.may_hold_any(&BTreeSet::from([entity]));
+            if !may_hold || times.is_empty() {
+                continue;
+            }
+            let matches =
+                find_rows(&self.storage, file, &[WantedSeries { metric, entity, times: times.clone() }])
+                    .await?;
+            let deleted = deleted_rows(&self.storage, file).await?;
+            let found: BTreeSet<i64> = matches
+                .iter()
+                .filter(|found| deleted.binary_search(&found.position).is_err())
+                .map(|found| times[found.time])
+                .collect();
+            times.retain(|ts| !found.contains(ts));
+        }
+        Ok(times)
+    }
+
     /// The rows of a file that this view must not show: deleted ones, and those that a reading in memory supersedes.
     /// `hot_late` comes from [`ReadView::late_rows`].
     pub async fn hidden_rows(&self, file: &DataFile, hot_late: &[SeriesRows]) -> Result<Vec<u64>> {

@@ -84,7 +84,7 @@ impl Versions {
     pub(crate) fn freeze(&self, last_sequence: u64) {
         let _guard = self.change.lock();
         let version = self.current();
-        if version.active.rows() == 0 {
+        if version.active.is_empty() {
             return;
         }
         let mut frozen = version.frozen.clone();

@@ -33,7 +33,7 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 use metrics_exporter_prometheus::PrometheusHandle;
-use wattlake_engine::{Engine, Ingest};
+use wattlake_engine::{Engine, Ingest, Sources};
 
 pub(crate) use auth::presented_token;
 pub(crate) use encode::{Encoder, OutputFormat};
@@ -47,6 +47,7 @@ pub(crate) struct App {
     pub engine: Arc<Engine>,
     pub ingest: Ingest,
     pub queries: Arc<QueryService>,
+    pub sources: Sources,
     pub gate: Gate,
     pub prometheus: PrometheusHandle,
     pub started: Instant,

@@ -14,6 +14,7 @@ mod postgres;
 mod query;
 mod rollup;
 mod server;
+mod simulator;
 mod sql;
 mod time;
 mod tls;

@@ -11,7 +11,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wattlake_catalog::{Catalog, NewToken, Scope};
 use wattlake_config::Settings;
-use wattlake_engine::{Clock, DataDir, Engine, ErrorKind, Ingest, Storage};
+use wattlake_engine::{Clock, DataDir, Engine, ErrorKind, Ingest, Sources, Storage};
 
 use self::endpoint::Endpoint;
 use crate::{
@@ -32,11 +32,15 @@ use crate::{
     tls,
 };
 
+/// How long a server that stops waits for calls that are under way; what they bring is asked for again.
+const LAST_TURNS: Duration = Duration::from_secs(5);
+
 /// Everything that a command of this process works with.
 pub(crate) struct Open {
     pub engine: Arc<Engine>,
     pub ingest: Ingest,
     pub queries: Arc<QueryService>,
+    pub sources: Sources,
 }
 
 /// Takes the data directory and opens what is in it.
@@ -45,9 +49,17 @@ pub(crate) async fn open(settings: &Settings) -> Result<Open, Failure> {
     let storage = Storage::open(settings)?;
     let key = data_dir.path().join("secrets.key");
     let catalog = Catalog::open(&settings.catalog_url(), &key, storage.data_path()).await?;
-    let engine = Engine::start(settings, data_dir, storage, Arc::new(catalog), Clock::System).await?;
-    let queries = Arc::new(QueryService::new(Arc::clone(&engine))?);
-    Ok(Open { ingest: Ingest::new(Arc::clone(&engine)), engine, queries })
+    Open::new(Engine::start(settings, data_dir, storage, Arc::new(catalog), clock()?).await?)
+}
+
+/// Where "now" comes from.
+fn clock() -> Result<Clock, Failure> {
+    #[cfg(feature = "failpoints")]
+    if let Some(path) = std::env::var_os("WATTLAKE_TEST_CLOCK") {
+        return Clock::file(Path::new(&path))
+            .map_err(|error| Failure::io(format!("the clock of the test: {error}")));
+    }
+    Ok(Clock::System)
 }
 
 /// As [`open`], but a damaged log does not stop it; answers what was wrong.
@@ -58,14 +70,19 @@ pub(crate) async fn repair(settings: &Settings) -> Result<(Open, Vec<String>), F
     let catalog = Catalog::open(&settings.catalog_url(), &key, storage.data_path()).await?;
     let (engine, damage) =
         Engine::repair(settings, data_dir, storage, Arc::new(catalog), Clock::System).await?;
-    let queries = Arc::new(QueryService::new(Arc::clone(&engine))?);
-    Ok((Open { ingest: Ingest::new(Arc::clone(&engine)), engine, queries }, damage))
+    Ok((Open::new(engine)?, damage))
 }
 
 impl Open {
+    fn new(engine: Arc<Engine>) -> Result<Self, Failure> {
+        let queries = Arc::new(QueryService::new(Arc::clone(&engine))?);
+        let sources = Sources::new(Arc::clone(&engine))?;
+        Ok(Self { ingest: Ingest::new(Arc::clone(&engine)), engine, queries, sources })
+    }
+
     /// Flushes and closes, in order.
     pub(crate) async fn close(self) -> Result<(), Failure> {
-        drop(self.queries);
+        drop((self.queries, self.sources));
         let stopped = self.engine.stop().await;
         self.engine.catalog().close().await;
         Ok(stopped?)
@@ -131,6 +148,7 @@ pub(crate) async fn listen(
         engine: Arc::clone(&open.engine),
         ingest: open.ingest.clone(),
         queries: Arc::clone(&open.queries),
+        sources: open.sources.clone(),
         gate,
         prometheus: prometheus()?,
         started: Instant::now(),
@@ -225,8 +243,15 @@ pub(crate) async fn run(
     listening: Listening,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
+    let sources = open.sources.clone();
+    let polling = tokio::spawn(async move { sources.run().await });
+    let served = listening.serve(stop).await;
+    open.sources.stop();
     // After a failure of the log nothing is flushed: what is in memory is replayed from what is on disk.
-    listening.serve(stop).await?;
+    served?;
+    if tokio::time::timeout(LAST_TURNS, polling).await.is_err() {
+        tracing::warn!("sources that are still waiting for their vendors go on at the next start");
+    }
     open.close().await
 }
 

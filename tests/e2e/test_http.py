@@ -326,7 +326,8 @@ def test_a_source_says_why_it_cannot_be_polled(server, fleet):
     tested = server.post(path + "/test").json()
     assert tested["connectionStatus"] == "unsupported" and "acme" in tested["message"]
     kept = server.get(path).json()["metadata"]
-    assert kept == patch["metadata"] | {"apiKey": "***"} | {k: tested[k] for k in ("connectionStatus", "lastTested")}
+    noted = {"connectionStatus": tested["connectionStatus"], "lastTested": tested["lastTested"], "lastError": tested["message"]}
+    assert kept == patch["metadata"] | {"apiKey": "***"} | noted
     error(server.post(path + "/poll"), 422, "unprocessable", "acme")
     error(server.post(path + "/backfill", json={"from": "2026-01-01", "to": "2026-02-01"}), 422, "unprocessable", "acme")
     error(server.post(path + "/backfill", json={"from": "2026-02-01", "to": "2026-01-01"}), 400, "invalid", "not before")

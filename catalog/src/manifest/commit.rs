@@ -10,6 +10,7 @@ use super::{
 use crate::{
     Error, ErrorKind, Result,
     db::{Db, Tx, params},
+    progress,
 };
 
 /// Publishes a change. With nothing but a watermark no snapshot is made.
@@ -106,6 +107,7 @@ async fn write(tx: &mut Tx, request: &CommitRequest, token: &str, now: Timestamp
             return Err(Error::internal(format!("the WAL watermark would go back to {sequence}")));
         }
     }
+    progress::write(tx, &request.progress).await?;
     let mut result = CommitResult {
         snapshot: SnapshotId(counters.snapshot),
         data_file_ids: Vec::new(),

@@ -13,9 +13,11 @@ pub(crate) fn any_batch() -> impl Strategy<Value = Batch> {
     );
     let row =
         (any::<prop::sample::Index>(), any::<i64>(), -1e9f64..1e9, 0u8..3, prop::option::of("[ -~]{0,20}"));
-    (prop::collection::vec(series, 1..5), prop::collection::vec(row, 0..40), any::<i64>()).prop_map(
-        |(table, rows, created_at)| {
-            let mut batch = Batch { created_at, ..Batch::default() };
+    let state = ("[ -~]{0,20}", "[ -~]{0,40}").prop_map(|(key, state)| Progress { key, state });
+    let states = prop::collection::vec(state, 0..3);
+    (prop::collection::vec(series, 1..5), prop::collection::vec(row, 0..40), any::<i64>(), states).prop_map(
+        |(table, rows, created_at, progress)| {
+            let mut batch = Batch { created_at, progress, ..Batch::default() };
             for (i, (series, ts, value, quality, metadata)) in rows.into_iter().enumerate() {
                 batch.series.push(series.index(table.len()) as u32);
                 batch.ts.push(ts);

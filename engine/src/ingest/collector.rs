@@ -509,6 +509,7 @@ fn without(rows: Readings, removed: &[u32]) -> Readings {
             .map(|(row, text)| (new_row(row), text))
             .collect(),
         created_at: rows.created_at,
+        progress: rows.progress,
     }
 }
 

@@ -6,7 +6,8 @@ use crate::{Error, Result};
 
 pub(super) const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"WATTWAL1";
-const VERSION: u32 = 1;
+/// Version 1 has no progress in its batches; it is read as well.
+const VERSION: u32 = 2;
 const EXTENSION: &str = "wal";
 /// The file name's ending of a released segment that waits to be written over.
 pub(super) const SPARE: &str = "free";
@@ -43,9 +44,9 @@ pub(super) fn read_header(bytes: &[u8]) -> Result<u64, String> {
     if header[..8] != MAGIC || word(24) != crc32c::crc32c(&header[..24]) {
         return Err("segment header is damaged".to_owned());
     }
-    if word(8) != VERSION {
+    if !(1..=VERSION).contains(&word(8)) {
         return Err(format!(
-            "segment format version {} is not {VERSION}; use the program that wrote it",
+            "segment format version {} is not 1 to {VERSION}; use the program that wrote it",
             word(8)
         ));
     }

@@ -27,6 +27,7 @@ fn batch(n: i64) -> Batch {
         quality: vec![Quality::Good, Quality::Estimated],
         metadata: vec![(1, "{}".into())],
         created_at: n,
+        progress: Vec::new(),
     }
 }
 

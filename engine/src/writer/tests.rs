@@ -60,6 +60,7 @@ impl Harness {
             quality: vec![Quality::Good],
             metadata: Vec::new(),
             created_at: n,
+            progress: Vec::new(),
         };
         let readings = batch.into_readings(&self.versions.series);
         let chunk = encode_chunk(|out| readings.encode(&self.versions.series, out));

@@ -66,6 +66,7 @@ pub(super) async fn status(State(app): State<App>) -> Response {
             "meters": fleet.meters().count(),
             "energySources": fleet.sources().count(),
         },
+        "sources": app.sources.status(),
     }))
 }
 

@@ -1,7 +1,4 @@
-//! Testing, polling and backfilling an energy source, and the jobs that do it.
-//!
-//! Vendor APIs are reached through connectors, of which this version has none. So a test says what is in the way, a poll
-//! or a backfill is refused in the same words, and there are no jobs.
+//! Testing, polling and backfilling an energy source, the jobs that do it, and the gaps that were found.
 
 use axum::{
     Extension,
@@ -9,14 +6,16 @@ use axum::{
     extract::{Path, RawQuery, State},
     response::Response,
 };
+use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::{Value, json};
-use wattlake_catalog::{Access, EnergySource, EnergySourceDraft, EntityId};
+use uuid::Uuid;
+use wattlake_catalog::{Access, EntityId, GapState};
+use wattlake_engine::ErrorKind;
 
 use super::{
     App,
     energy_sources::EnergySources,
-    listing::page,
+    listing::{page, read_limit},
     reply::{json_response, read_json, read_query},
     resource::Resource,
 };
@@ -25,28 +24,11 @@ use crate::{
     time::parse_instant,
 };
 
-/// Why a source cannot be polled: a word for `connectionStatus`, and a sentence.
-struct Obstacle {
-    status: &'static str,
-    message: String,
-}
-
-fn obstacle(source: &EnergySource) -> Obstacle {
-    let provider = source.metadata.get("apiProvider").and_then(Value::as_str);
-    let uses_api = source.metadata.get("useAPI").and_then(Value::as_bool).unwrap_or(false);
-    match provider.filter(|_| uses_api) {
-        None => Obstacle {
-            status: "not_configured",
-            message: "no vendor API is configured; set metadata.useAPI to true and metadata.apiProvider"
-                .into(),
-        },
-        Some(provider) => Obstacle {
-            status: "unsupported",
-            message: format!(
-                "there is no connector for the provider `{provider}`: this version polls no vendor API; write readings to \
-                 /api/measurements or import files"
-            ),
-        },
+/// What is wrong with a source is nothing that the request could say otherwise.
+fn obstacle(error: wattlake_engine::Error) -> ApiError {
+    match error.kind {
+        ErrorKind::Invalid => ApiError::new(Kind::Unprocessable, error.message),
+        _ => error.into(),
     }
 }
 
@@ -57,49 +39,58 @@ pub(super) async fn test(
     Path(id): Path<String>,
 ) -> Result<Response> {
     let id: EntityId = id.parse()?;
-    let source = EnergySources::find(&app, &access, id)?;
-    let Obstacle { status, message } = obstacle(&source);
-    let tested = app.now().to_string();
-    let mut draft = EnergySourceDraft::from(&source);
-    draft.metadata.insert("connectionStatus".into(), status.into());
-    draft.metadata.insert("lastTested".into(), tested.as_str().into());
-    EnergySources::update(&app, id, draft).await?;
-    Ok(json_response(&json!({ "connectionStatus": status, "lastTested": tested, "message": message })))
+    EnergySources::find(&app, &access, id)?;
+    Ok(json_response(&app.sources.test(id).await?))
 }
 
-/// `POST /api/energy-sources/{id}/poll`.
+/// `POST /api/energy-sources/{id}/poll`: polls now, and answers how the source stands then.
 pub(super) async fn poll(
     State(app): State<App>,
     Extension(access): Extension<Access>,
     Path(id): Path<String>,
 ) -> Result<Response> {
-    let source = EnergySources::find(&app, &access, id.parse()?)?;
-    Err(ApiError::new(Kind::Unprocessable, obstacle(&source).message))
+    let id: EntityId = id.parse()?;
+    EnergySources::find(&app, &access, id)?;
+    Ok(json_response(&app.sources.poll(id).await.map_err(obstacle)?))
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Range {
     from: String,
     to: String,
+    #[serde(default)]
+    dry_run: bool,
 }
 
-/// `POST /api/energy-sources/{id}/backfill`.
+/// `POST /api/energy-sources/{id}/backfill`: a job that fetches history; with `dryRun` only what it would take.
 pub(super) async fn backfill(
     State(app): State<App>,
     Extension(access): Extension<Access>,
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response> {
-    let source = EnergySources::find(&app, &access, id.parse()?)?;
+    let id: EntityId = id.parse()?;
+    EnergySources::find(&app, &access, id)?;
     let range: Range = read_json(&body)?;
-    let zone = app.zone();
+    let fleet = app.engine.catalog().fleet();
+    let zone = fleet
+        .site_of(id)
+        .and_then(|site| site.zone_name())
+        .and_then(|name| jiff::tz::TimeZone::get(name).ok());
+    let zone = zone.unwrap_or_else(|| app.zone());
     let from = parse_instant("from", &range.from, &zone, app.now())?;
     let to = parse_instant("to", &range.to, &zone, app.now())?;
     if from >= to {
         return Err(ApiError::invalid(format!("from {from} is not before to {to}")));
     }
-    Err(ApiError::new(Kind::Unprocessable, obstacle(&source).message))
+    // What lies ahead is not there yet; there is nothing before the first meters.
+    let to = to.min(app.now());
+    let from = from.max(Timestamp::UNIX_EPOCH);
+    match range.dry_run {
+        true => Ok(json_response(&app.sources.plan_backfill(id, from, to).await.map_err(obstacle)?)),
+        false => Ok(json_response(&app.sources.start_backfill(id, from, to).await.map_err(obstacle)?)),
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,13 +101,67 @@ struct JobsParams {
 }
 
 /// `GET /api/jobs`.
-pub(super) async fn jobs(RawQuery(query): RawQuery) -> Result<Response> {
+pub(super) async fn jobs(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    RawQuery(query): RawQuery,
+) -> Result<Response> {
     let params: JobsParams = read_query(query.as_deref(), &[])?;
-    let none: [Value; 0] = [];
-    page(none.iter(), |_| uuid::Uuid::nil(), params.limit.as_deref(), params.cursor.as_deref())
+    let mut jobs = app.sources.jobs().await?;
+    jobs.retain(|one| EnergySources::find(&app, &access, one.job.source_id).is_ok());
+    // Ids are in the order of creation.
+    jobs.sort_by_key(|one| one.job.id);
+    page(jobs.iter(), |one| one.job.id, params.limit.as_deref(), params.cursor.as_deref())
 }
 
-/// `GET` and `DELETE /api/jobs/{id}`.
-pub(super) async fn job(Path(id): Path<String>) -> Result<Response> {
-    Err(ApiError::not_found(format!("no job {id}")))
+async fn visible_job(app: &App, access: &Access, id: &str) -> Result<Uuid> {
+    let missing = || ApiError::not_found(format!("no job {id}"));
+    let id: Uuid = id.parse().map_err(|_| missing())?;
+    let job = app.engine.catalog().job(id).await?;
+    EnergySources::find(app, access, job.source_id).map_err(|_| missing())?;
+    Ok(id)
+}
+
+/// `GET /api/jobs/{id}`.
+pub(super) async fn job(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    Path(id): Path<String>,
+) -> Result<Response> {
+    let id = visible_job(&app, &access, &id).await?;
+    let job = app.sources.jobs().await?.into_iter().find(|one| one.job.id == id);
+    Ok(json_response(&job.ok_or_else(|| ApiError::not_found(format!("no job {id}")))?))
+}
+
+/// `DELETE /api/jobs/{id}`: cancels it; what it has fetched stays.
+pub(super) async fn cancel(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    Path(id): Path<String>,
+) -> Result<Response> {
+    let id = visible_job(&app, &access, &id).await?;
+    Ok(json_response(&app.sources.cancel(id).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct GapsParams {
+    source_id: Option<String>,
+    state: Option<String>,
+    limit: Option<String>,
+}
+
+/// `GET /api/gaps`: the newest first.
+pub(super) async fn gaps(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    RawQuery(query): RawQuery,
+) -> Result<Response> {
+    let params: GapsParams = read_query(query.as_deref(), &[])?;
+    let source: Option<EntityId> = params.source_id.as_deref().map(str::parse).transpose()?;
+    let state: Option<GapState> = params.state.as_deref().map(str::parse).transpose()?;
+    let limit = read_limit(params.limit.as_deref())? as i64;
+    let mut gaps = app.engine.catalog().gaps(source, state, limit).await?;
+    gaps.retain(|gap| EnergySources::find(&app, &access, gap.source_id).is_ok());
+    Ok(json_response(&gaps))
 }

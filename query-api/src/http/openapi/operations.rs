@@ -260,16 +260,26 @@ pub(super) fn operations() -> Vec<Operation> {
                 ("message!", text()),
             ])),
         ),
-        sources(Post, "/api/energy-sources/{id}/poll", "Polls now"),
+        sources(Post, "/api/energy-sources/{id}/poll", "Polls now").answers(
+            200,
+            "How it stands then",
+            as_json(object()),
+        ),
         sources(Post, "/api/energy-sources/{id}/backfill", "Fetches history")
-            .body(as_json(record(vec![("from!", text()), ("to!", text())]))),
+            .body(as_json(record(vec![("from!", text()), ("to!", text()), ("dryRun", boolean())])))
+            .answers(200, "The job, or with dryRun what it would take", as_json(object())),
         sources(Get, "/api/jobs", "What is being fetched").paged().answers(
             200,
             "A page",
             as_json(list(object())),
         ),
-        sources(Get, "/api/jobs/{id}", "One of them"),
-        sources(Delete, "/api/jobs/{id}", "Stops one"),
+        sources(Get, "/api/jobs/{id}", "One of them").answers(200, "As it stands", as_json(object())),
+        sources(Delete, "/api/jobs/{id}", "Stops one").answers(200, "As it stands then", as_json(object())),
+        sources(Get, "/api/gaps", "Times without readings where the cadence expects some, the newest first")
+            .with("sourceId", uuid(), "Of this energy source; of all unless said")
+            .with("state", named(&["open", "filled", "empty"]), "What became of it; all unless said")
+            .with("limit", text(), "At most so many; 1000 unless said")
+            .answers(200, "The gaps", as_json(list(object()))),
         operate(Get, "/health", "In InfluxDB's shape, and ours").open().answers(
             200,
             "Takes writes",

@@ -1,0 +1,690 @@
+//! Sources: vendor APIs are polled within their budgets, without gaps.
+//!
+//! A [connector](connector) knows how a vendor is asked and what an answer says. Everything else is common: [when](schedule) a source has
+//! its [turn](turn), how many [calls](budget) its credential has left, which [window](cursor) comes next, what is done about a
+//! [failure], where the readings [go](store), what is [missing](gaps), and how [history](backfill) is fetched.
+//!
+//! Each source has turns of its own and never waits for another. Time is the engine's clock: nothing sleeps while it works, so that a
+//! month of turns can be run in seconds.
+
+mod address;
+mod ask;
+mod backfill;
+mod budget;
+mod connector;
+mod cursor;
+mod enphase;
+mod failure;
+mod gaps;
+mod http;
+mod schedule;
+mod settings;
+mod solaredge;
+mod store;
+mod turn;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::{
+    sync::{Mutex as TurnMutex, Notify},
+    task::JoinSet,
+};
+use uuid::Uuid;
+use wattlake_catalog::{EnergySource, EnergySourceDraft, EntityId, Fleet, Job, JobState};
+
+pub use self::settings::{Obstacle, PROVIDERS};
+use self::{
+    ask::{Asker, Trouble},
+    backfill::{Backfill, Step, step_key},
+    failure::Class,
+    settings::SourceSettings,
+    turn::Work,
+};
+use crate::{Engine, Error, ErrorKind, Result};
+
+const SECOND: i64 = 1_000_000;
+/// The clock is looked at this often, however far the next turn is: it may have been set.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The same where the clock is set by a test.
+const LOOK_OFTEN: Duration = Duration::from_millis(2);
+/// Sources in their turn at once.
+const TURNS_AT_ONCE: usize = 64;
+/// A source that has nothing to do is looked at again after this: its tokens must not die.
+const IDLE_MAX: i64 = 86_400 * SECOND;
+/// What the runner itself writes into metadata.
+const OWN_FIELDS: [&str; 3] = ["connectionStatus", "lastTested", "lastError"];
+
+/// What a user sees of a source.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    pub id: EntityId,
+    pub name: String,
+    /// A word: `connected`, `unauthorized`, ...
+    pub connection_status: &'static str,
+    pub last_error: Option<String>,
+    /// The last answer with readings or without.
+    pub last_success: Option<Timestamp>,
+    /// Everything before was read.
+    pub read_until: Option<Timestamp>,
+    pub next_turn: Option<Timestamp>,
+    pub readings: u64,
+    /// Readings that the vendor gave and that could not be stored: of devices that are not in the fleet, most often.
+    pub refused: u64,
+    pub is_busy: bool,
+    /// Streams whose readings come at another pace than expected, with the seconds between them.
+    pub other_cadences: Vec<(&'static str, i64)>,
+}
+
+/// The outcome of a connection test.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionTest {
+    pub connection_status: &'static str,
+    pub last_tested: Timestamp,
+    pub message: String,
+}
+
+/// What a backfill would take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackfillPlan {
+    pub calls: i64,
+    /// Calls of this month that polling leaves, now.
+    pub calls_left: i64,
+    pub estimated_end: Timestamp,
+    pub streams: Vec<&'static str>,
+}
+
+/// A job with how far it has come.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobStatus {
+    #[serde(flatten)]
+    pub job: Job,
+    pub kind: &'static str,
+    pub calls: u64,
+    pub readings: u64,
+    /// From 0 to 1.
+    pub progress: f64,
+}
+
+/// The runner of all sources of an engine.
+#[derive(Clone)]
+pub struct Sources(Arc<Shared>);
+
+struct Shared {
+    asker: Asker,
+    known: Mutex<Known>,
+    wake: Notify,
+    stopping: AtomicBool,
+}
+
+#[derive(Default)]
+struct Known {
+    fleet: Option<Arc<Fleet>>,
+    sources: BTreeMap<EntityId, Arc<Source>>,
+    /// Of jobs that were cancelled while they run.
+    cancels: HashMap<Uuid, Arc<AtomicBool>>,
+}
+
+/// A source that is polled.
+struct Source {
+    id: EntityId,
+    /// The metadata that it was read from, without what the runner writes.
+    told: Map<String, Value>,
+    zone: TimeZone,
+    /// When the source was changed last, by others or by us: secrets look the same whatever they are.
+    changed: Mutex<Timestamp>,
+    /// We are changing it.
+    is_noting: AtomicBool,
+    /// Held during a turn.
+    work: TurnMutex<Option<Work>>,
+    glance: Mutex<Glance>,
+}
+
+/// What is shown of a source while it works.
+#[derive(Clone, Debug)]
+struct Glance {
+    name: String,
+    next_turn: i64,
+    is_busy: bool,
+    obstacle: Option<Obstacle>,
+    error: Option<String>,
+    status: &'static str,
+    last_success: Option<i64>,
+    read_until: Option<i64>,
+    readings: u64,
+    refused: u64,
+    other_cadences: Vec<(&'static str, i64)>,
+    /// The status that the catalog shows.
+    shown: Option<String>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
+fn time(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or_default()
+}
+
+fn told(source: &EnergySource) -> Map<String, Value> {
+    let mut metadata = source.metadata.clone();
+    metadata.retain(|name, _| !OWN_FIELDS.contains(&name.as_str()));
+    metadata
+}
+
+impl Sources {
+    pub fn new(engine: Arc<Engine>) -> Result<Self> {
+        let asker = Asker::new(engine)?;
+        let shared =
+            Shared { asker, known: Mutex::default(), wake: Notify::new(), stopping: AtomicBool::new(false) };
+        Ok(Self(Arc::new(shared)))
+    }
+
+    fn engine(&self) -> &Arc<Engine> {
+        &self.0.asker.engine
+    }
+
+    fn now(&self) -> i64 {
+        self.0.asker.now()
+    }
+
+    /// Gives sources their turns until [`Sources::stop`].
+    pub async fn run(&self) {
+        let mut turns = JoinSet::new();
+        while !self.0.stopping.load(Ordering::Acquire) {
+            let next = match self.start_due(&mut turns).await {
+                Ok(next) => next,
+                Err(error) => {
+                    tracing::warn!(%error, "sources could not be looked at");
+                    None
+                }
+            };
+            while turns.try_join_next().is_some() {}
+            let longest = if self.engine().clock().is_system() { LOOK_EVERY } else { LOOK_OFTEN };
+            let wait = next.map_or(longest, |at| {
+                Duration::from_micros(u64::try_from(at - self.now()).unwrap_or(0)).min(longest)
+            });
+            tokio::select! {
+                () = self.0.wake.notified() => {}
+                () = tokio::time::sleep(wait.max(Duration::from_millis(1))) => {}
+            }
+        }
+        // A turn is made of calls that end by themselves; its cursors are where its readings are.
+        while turns.join_next().await.is_some() {}
+    }
+
+    /// Ends [`Sources::run`] after the turns that are under way.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Release);
+        self.0.wake.notify_one();
+    }
+
+    /// Runs every turn that is due to its end; answers when the next one is, microseconds since 1970 UTC. For those who set the clock
+    /// themselves.
+    pub async fn run_due(&self) -> Result<Option<i64>> {
+        let mut turns = JoinSet::new();
+        self.start_due(&mut turns).await?;
+        while turns.join_next().await.is_some() {}
+        self.start_due(&mut JoinSet::new()).await.map(|_| ())?;
+        let known = self.0.known.lock();
+        Ok(known.sources.values().map(|source| source.glance.lock().next_turn).min())
+    }
+
+    /// Starts the turns that are due; answers when the next one is.
+    async fn start_due(&self, turns: &mut JoinSet<()>) -> Result<Option<i64>> {
+        self.reconcile().await?;
+        let now = self.now();
+        let mut next: Option<i64> = None;
+        let sources: Vec<_> = self.0.known.lock().sources.values().cloned().collect();
+        for source in sources {
+            {
+                let mut glance = source.glance.lock();
+                if glance.is_busy {
+                    continue;
+                }
+                if glance.next_turn > now {
+                    next = Some(next.map_or(glance.next_turn, |next| next.min(glance.next_turn)));
+                    continue;
+                }
+                if turns.len() >= TURNS_AT_ONCE {
+                    continue;
+                }
+                glance.is_busy = true;
+            }
+            let this = self.clone();
+            turns.spawn(async move {
+                // Whatever happens in a turn, the others go on.
+                let turn = tokio::spawn({
+                    let (this, source) = (this.clone(), Arc::clone(&source));
+                    async move { this.turn(&source).await }
+                });
+                if turn.await.is_err() {
+                    let mut glance = source.glance.lock();
+                    glance.next_turn = this.now() + 3600 * SECOND;
+                    glance.error = Some(
+                        "the turn of this source failed unexpectedly; the server's log says more".into(),
+                    );
+                }
+                source.glance.lock().is_busy = false;
+                this.0.wake.notify_one();
+            });
+        }
+        Ok(next)
+    }
+
+    /// Takes over what has changed in the fleet.
+    async fn reconcile(&self) -> Result<()> {
+        let fleet = self.engine().catalog().fleet();
+        if self.0.known.lock().fleet.as_ref().is_some_and(|known| Arc::ptr_eq(known, &fleet)) {
+            return Ok(());
+        }
+        let mut fresh = Vec::new();
+        let mut wanted = Vec::new();
+        for source in fleet.sources().filter(|source| settings::uses_api(source)) {
+            let zone = self.zone(&fleet, source.id);
+            wanted.push(source.id);
+            let known = self.0.known.lock().sources.get(&source.id).cloned();
+            let is_same = known.is_some_and(|known| {
+                known.is_noting.load(Ordering::Acquire)
+                    || (known.told == told(source)
+                        && known.zone == zone
+                        && *known.changed.lock() == source.updated_at)
+            });
+            if !is_same {
+                fresh.push(self.take_up(source, zone).await?);
+            }
+        }
+        let mut known = self.0.known.lock();
+        known.sources.retain(|id, _| wanted.contains(id));
+        for source in fresh {
+            known.sources.insert(source.id, Arc::new(source));
+        }
+        known.fleet = Some(fleet);
+        Ok(())
+    }
+
+    fn zone(&self, fleet: &Fleet, id: EntityId) -> TimeZone {
+        let name = fleet.site_of(id).and_then(|site| site.zone_name().map(str::to_owned));
+        let name = name.unwrap_or_else(|| self.engine().settings().time_zone.0.clone());
+        TimeZone::get(&name).unwrap_or(TimeZone::UTC)
+    }
+
+    async fn take_up(&self, source: &EnergySource, zone: TimeZone) -> Result<Source> {
+        let now = self.now();
+        let mut glance = Glance {
+            name: source.name.clone(),
+            next_turn: now,
+            is_busy: false,
+            obstacle: None,
+            error: None,
+            status: "pending",
+            last_success: None,
+            read_until: None,
+            readings: 0,
+            refused: 0,
+            other_cadences: Vec::new(),
+            shown: source.metadata.get("connectionStatus").and_then(Value::as_str).map(str::to_owned),
+        };
+        let work = match self.settings(source.id, &zone).await? {
+            Ok(settings) => {
+                let states = self.engine().progress().await?;
+                let mut work = Work::new(Arc::new(settings), &states, now);
+                work.backfill = self.unfinished(source.id, &states).await?;
+                Some(work)
+            }
+            Err(obstacle) => {
+                glance.status = obstacle.status;
+                glance.error = Some(obstacle.message.clone());
+                glance.obstacle = Some(obstacle);
+                glance.next_turn = i64::MAX;
+                None
+            }
+        };
+        Ok(Source {
+            id: source.id,
+            told: told(source),
+            zone,
+            changed: Mutex::new(source.updated_at),
+            is_noting: AtomicBool::new(false),
+            work: TurnMutex::new(work),
+            glance: Mutex::new(glance),
+        })
+    }
+
+    async fn settings(
+        &self,
+        id: EntityId,
+        zone: &TimeZone,
+    ) -> Result<std::result::Result<SourceSettings, Obstacle>> {
+        Ok(match self.engine().catalog().source_with_secrets(id).await {
+            Ok(source) => SourceSettings::read(&source, zone),
+            Err(error) if error.kind == wattlake_catalog::ErrorKind::Internal => {
+                Err(Obstacle { status: "misconfigured", message: error.message })
+            }
+            Err(error) => return Err(error.into()),
+        })
+    }
+
+    /// The oldest running job of a source.
+    async fn unfinished(&self, id: EntityId, states: &BTreeMap<String, String>) -> Result<Option<Backfill>> {
+        let jobs = self.engine().catalog().jobs().await?;
+        let job = jobs.into_iter().rfind(|job| job.source_id == id && job.state == JobState::Running);
+        Ok(job.map(|job| {
+            let step: Step = states
+                .get(&step_key(job.id))
+                .and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or_default();
+            let cancelled = Arc::clone(self.0.known.lock().cancels.entry(job.id).or_default());
+            Backfill { job, step, cancelled }
+        }))
+    }
+
+    async fn turn(&self, source: &Source) {
+        let mut work = source.work.lock().await;
+        let Some(work) = work.as_mut() else { return };
+        if work.backfill.is_none() {
+            let states = self.engine().progress().await;
+            if let Ok(states) = states
+                && let Ok(found) = self.unfinished(source.id, &states).await
+            {
+                work.backfill = found;
+            }
+        }
+        let next = work.turn(&self.0.asker).await;
+        self.show(source, work, next).await;
+    }
+
+    /// Puts what a turn found out where users see it.
+    async fn show(&self, source: &Source, work: &Work, next: i64) {
+        let now = self.now();
+        let status = match &work.stopped {
+            Some(failure) => stopped_status(&failure.class),
+            None if work.failures > 0 => "failing",
+            None if work.is_closed(now) => "forbidden",
+            None if work.last_success.is_some() => "connected",
+            None => "pending",
+        };
+        let is_shown = {
+            let mut glance = source.glance.lock();
+            glance.next_turn = next.min(now + IDLE_MAX);
+            if work.stopped.is_some() {
+                glance.next_turn = i64::MAX;
+            }
+            glance.status = status;
+            glance.error = work.error.clone().filter(|_| status != "connected" || work.failures > 0);
+            glance.last_success = work.last_success;
+            glance.read_until = work.read_until();
+            glance.readings = work.readings;
+            glance.refused = work.refused;
+            glance.other_cadences = work.other_cadences();
+            let is_shown = glance.shown.as_deref() == Some(status) || status == "pending";
+            glance.shown = Some(status.to_owned());
+            is_shown
+        };
+        if !is_shown && let Err(error) = self.note(source.id, status, None, work.error.as_deref()).await {
+            tracing::warn!(source = %source.id, %error, "the state of a connection was not noted");
+        }
+    }
+
+    /// Writes the state of a connection into the metadata of its source.
+    async fn note(
+        &self,
+        id: EntityId,
+        status: &str,
+        tested: Option<Timestamp>,
+        error: Option<&str>,
+    ) -> Result<()> {
+        let fleet = self.engine().catalog().fleet();
+        let Some(source) = fleet.source(id) else { return Ok(()) };
+        let mut draft = EnergySourceDraft::from(source);
+        draft.metadata.insert("connectionStatus".into(), status.into());
+        if let Some(tested) = tested {
+            draft.metadata.insert("lastTested".into(), tested.to_string().into());
+        }
+        match error.filter(|_| status != "connected") {
+            Some(error) => drop(draft.metadata.insert("lastError".into(), error.into())),
+            None => drop(draft.metadata.remove("lastError")),
+        }
+        let known = self.0.known.lock().sources.get(&id).cloned();
+        known.iter().for_each(|known| known.is_noting.store(true, Ordering::Release));
+        let changed = self.engine().catalog().update_source(id, &draft).await;
+        if let Some(known) = known {
+            changed.iter().for_each(|source| *known.changed.lock() = source.updated_at);
+            known.is_noting.store(false, Ordering::Release);
+            // What others changed meanwhile is looked at again.
+            self.0.known.lock().fleet = None;
+        }
+        changed?;
+        Ok(())
+    }
+
+    /// Tries the connection of a source, and notes the outcome.
+    ///
+    /// # Errors
+    /// When there is no such source, or the catalog does not answer. A connection that does not work is no error.
+    pub async fn test(&self, id: EntityId) -> Result<ConnectionTest> {
+        let fleet = self.engine().catalog().fleet();
+        let zone = self.zone(&fleet, id);
+        let (status, message) = match self.settings(id, &zone).await? {
+            Err(obstacle) => (obstacle.status, obstacle.message),
+            Ok(settings) => match self.0.asker.probe(&settings).await {
+                Ok(()) => ("connected", "the vendor answered".to_owned()),
+                Err(Trouble::Later(at)) => (
+                    "waiting",
+                    format!(
+                        "no call may be made before {}: the budget is used up, or the vendor asked for a pause",
+                        time(at)
+                    ),
+                ),
+                Err(Trouble::Failed(failure)) => (stopped_status(&failure.class), failure.message),
+            },
+        };
+        let last_tested = time(self.now());
+        self.note(id, status, Some(last_tested), Some(&message)).await?;
+        if status == "connected" {
+            self.resume(id);
+        }
+        Ok(ConnectionTest { connection_status: status, last_tested, message })
+    }
+
+    /// A source that was given up is asked again at once.
+    fn resume(&self, id: EntityId) {
+        let mut known = self.0.known.lock();
+        let is_stopped =
+            known.sources.get(&id).is_some_and(|source| source.glance.lock().next_turn == i64::MAX);
+        if is_stopped {
+            known.sources.remove(&id);
+            known.fleet = None;
+        }
+        drop(known);
+        self.0.wake.notify_one();
+    }
+
+    /// Polls a source now, and answers how it stands then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with what is in the way.
+    pub async fn poll(&self, id: EntityId) -> Result<SourceStatus> {
+        self.resume(id);
+        self.reconcile().await?;
+        let source = self.known(id)?;
+        {
+            let mut work = source.work.lock().await;
+            let Some(work) = work.as_mut() else { return Err(self.obstacle(&source)) };
+            work.poll_at = self.now();
+            let next = work.turn(&self.0.asker).await;
+            self.show(&source, work, next).await;
+        }
+        self.0.wake.notify_one();
+        Ok(status_of(&source))
+    }
+
+    fn known(&self, id: EntityId) -> Result<Arc<Source>> {
+        if let Some(source) = self.0.known.lock().sources.get(&id) {
+            return Ok(Arc::clone(source));
+        }
+        let fleet = self.engine().catalog().fleet();
+        let source = fleet
+            .source(id)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no energy source {id}")))?;
+        Err(match settings::provider(source) {
+            Err(obstacle) => Error::invalid(obstacle.message),
+            Ok(_) => Error::invalid(format!("the energy source {id} is not active")),
+        })
+    }
+
+    fn obstacle(&self, source: &Source) -> Error {
+        let glance = source.glance.lock();
+        Error::invalid(glance.obstacle.as_ref().map_or("this source cannot be asked", |o| o.message.as_str()))
+    }
+
+    /// What a backfill of `from <= ts < to` would take.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with what is in the way.
+    pub async fn plan_backfill(&self, id: EntityId, from: Timestamp, to: Timestamp) -> Result<BackfillPlan> {
+        self.reconcile().await?;
+        let source = self.known(id)?;
+        let work = source.work.lock().await;
+        let Some(work) = work.as_ref() else { return Err(self.obstacle(&source)) };
+        let now = self.now();
+        let streams = work.streams();
+        let span = |stream: &connector::Stream| work.span(stream);
+        let calls = backfill::calls(streams, span, from.as_microsecond(), to.as_microsecond(), now);
+        let limits = work.settings.limits;
+        let (calls_left, end) =
+            self.0.asker.with_ledger(&work.settings, |ledger| ledger.estimate(&limits, calls, now)).await?;
+        Ok(BackfillPlan {
+            calls,
+            calls_left,
+            estimated_end: time(end),
+            streams: streams.iter().map(|stream| stream.name).collect(),
+        })
+    }
+
+    /// Begins a backfill. One source has one at a time.
+    ///
+    /// # Errors
+    /// As [`Sources::plan_backfill`]; [`ErrorKind::Conflict`] while another one runs.
+    pub async fn start_backfill(&self, id: EntityId, from: Timestamp, to: Timestamp) -> Result<JobStatus> {
+        let plan = self.plan_backfill(id, from, to).await?;
+        if let Some(running) = self
+            .jobs()
+            .await?
+            .into_iter()
+            .find(|one| one.job.source_id == id && one.job.state == JobState::Running)
+        {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("job {} fetches history of this source already; cancel it or wait", running.job.id),
+            ));
+        }
+        let now = time(self.now());
+        let job = Job {
+            id: Uuid::now_v7(),
+            source_id: id,
+            from,
+            to,
+            state: JobState::Running,
+            calls_planned: plan.calls,
+            error: None,
+            created_at: now,
+            updated_at: now,
+        };
+        self.engine().catalog().create_job(&job).await?;
+        if let Ok(source) = self.known(id) {
+            let mut glance = source.glance.lock();
+            glance.next_turn = glance.next_turn.min(self.now());
+        }
+        self.0.wake.notify_one();
+        Ok(job_status(job, &Step::default()))
+    }
+
+    /// All jobs, the newest first.
+    pub async fn jobs(&self) -> Result<Vec<JobStatus>> {
+        let jobs = self.engine().catalog().jobs().await?;
+        let states = self.engine().progress().await?;
+        let with_step = |job: Job| {
+            let step = states.get(&step_key(job.id)).and_then(|text| serde_json::from_str(text).ok());
+            job_status(job, &step.unwrap_or_default())
+        };
+        Ok(jobs.into_iter().map(with_step).collect())
+    }
+
+    /// Ends a job; what it has fetched stays.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is none; [`ErrorKind::Conflict`] when it has ended.
+    pub async fn cancel(&self, id: Uuid) -> Result<JobStatus> {
+        let catalog = self.engine().catalog();
+        catalog.job(id).await?;
+        if let Some(cancelled) = self.0.known.lock().cancels.get(&id) {
+            cancelled.store(true, Ordering::Relaxed);
+        }
+        if !catalog.end_job(id, JobState::Cancelled, None, time(self.now())).await? {
+            return Err(Error::new(ErrorKind::Conflict, format!("job {id} has ended already")));
+        }
+        let jobs = self.jobs().await?;
+        let job = jobs.into_iter().find(|one| one.job.id == id);
+        job.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no job {id}")))
+    }
+
+    /// Every source that uses an API.
+    pub fn status(&self) -> Vec<SourceStatus> {
+        let sources: Vec<_> = self.0.known.lock().sources.values().cloned().collect();
+        sources.iter().map(|source| status_of(source)).collect()
+    }
+}
+
+fn status_of(source: &Source) -> SourceStatus {
+    let glance = source.glance.lock().clone();
+    SourceStatus {
+        id: source.id,
+        name: glance.name,
+        connection_status: glance.status,
+        last_error: glance.error,
+        last_success: glance.last_success.map(time),
+        read_until: glance.read_until.map(time),
+        next_turn: (glance.next_turn < i64::MAX).then(|| time(glance.next_turn)),
+        readings: glance.readings,
+        refused: glance.refused,
+        is_busy: glance.is_busy,
+        other_cadences: glance.other_cadences,
+    }
+}
+
+fn job_status(job: Job, step: &Step) -> JobStatus {
+    let progress = match job.state {
+        JobState::Done => 1.0,
+        _ => (step.calls as f64 / (job.calls_planned.max(1)) as f64).min(1.0),
+    };
+    JobStatus { job, kind: "backfill", calls: step.calls, readings: step.readings, progress }
+}
+
+/// The word for a connection that failed in such a way.
+fn stopped_status(class: &Class) -> &'static str {
+    match class {
+        Class::AuthExpired | Class::AuthDead => "unauthorized",
+        Class::Forbidden => "forbidden",
+        Class::Gone => "gone",
+        Class::Refused => "misconfigured",
+        Class::Throttled { .. } | Class::QuotaExhausted => "waiting",
+        Class::Retry | Class::WindowTooLarge | Class::NoDataYet | Class::BadPayload => "failing",
+    }
+}

@@ -1,0 +1,279 @@
+//! One call: within the budget, with a token that is valid, its outcome in one of the known classes.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::sync::Mutex as TurnMutex;
+use wattlake_catalog::{Grant, Progress, failpoint};
+
+use super::{
+    budget::{Ledger, Purpose},
+    connector::{Decoded, Stream, Window},
+    failure::{CallFailure, Class},
+    http::{Answer, HttpClient},
+    settings::SourceSettings,
+};
+use crate::{Batch, Engine};
+
+const SECOND: i64 = 1_000_000;
+/// A token is not used in its last minute.
+const TOKEN_MARGIN: i64 = 60 * SECOND;
+/// Access tokens are taken to live this long when the vendor does not say.
+const TOKEN_SECONDS: i64 = 3600;
+/// Refresh tokens die after 30 days: one that was not needed for so long is renewed all the same.
+const TOKEN_IDLE_MAX: i64 = 5 * 86_400 * SECOND;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// No call may be made before then, microseconds since 1970 UTC.
+    Later(i64),
+    Failed(CallFailure),
+}
+
+impl From<CallFailure> for Trouble {
+    fn from(failure: CallFailure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<crate::Error> for Trouble {
+    /// Our own storage is in the way: the call is made again later.
+    fn from(error: crate::Error) -> Self {
+        Self::Failed(CallFailure::new(Class::Retry, error.message))
+    }
+}
+
+/// The tokens of a grant.
+#[derive(Default)]
+struct Tokens {
+    newest: Option<Grant>,
+    /// It was not kept yet: it must not be used.
+    is_unsaved: bool,
+    is_loaded: bool,
+}
+
+type Shared<T> = Mutex<HashMap<String, Arc<TurnMutex<T>>>>;
+
+/// Makes the calls of all sources.
+pub(crate) struct Asker {
+    pub engine: Arc<Engine>,
+    client: HttpClient,
+    /// By credential. Held while a call is counted.
+    ledgers: Shared<Option<Ledger>>,
+    /// By grant. Held while a token is refreshed, so that only one refresh is under way.
+    tokens: Shared<Tokens>,
+}
+
+fn shared<T: Default>(all: &Shared<T>, name: &str) -> Arc<TurnMutex<T>> {
+    Arc::clone(all.lock().entry(name.to_owned()).or_default())
+}
+
+fn ledger_key(credential: &str) -> String {
+    format!("calls/{credential}")
+}
+
+impl Asker {
+    pub(crate) fn new(engine: Arc<Engine>) -> crate::Result<Self> {
+        let client = HttpClient::new()?;
+        Ok(Self { engine, client, ledgers: Mutex::default(), tokens: Mutex::default() })
+    }
+
+    pub(crate) fn now(&self) -> i64 {
+        self.engine.clock().now_micros()
+    }
+
+    /// Changes the ledger of a credential; the change is durable when this returns.
+    pub(crate) async fn with_ledger<T>(
+        &self,
+        settings: &SourceSettings,
+        change: impl FnOnce(&mut Ledger) -> T,
+    ) -> crate::Result<T> {
+        let held = shared(&self.ledgers, &settings.credential);
+        let mut held = held.lock().await;
+        let key = ledger_key(&settings.credential);
+        let before = match held.take() {
+            Some(ledger) => ledger,
+            None => {
+                let kept = self.engine.progress().await?;
+                kept.get(&key).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+            }
+        };
+        let mut after = before.clone();
+        let outcome = change(&mut after);
+        if after != before {
+            let state = serde_json::to_string(&after).unwrap_or_default();
+            let batch = Batch { progress: vec![Progress { key, state }], ..Batch::default() };
+            if let Err(error) = self.engine.write(batch).await {
+                *held = Some(before);
+                return Err(error);
+            }
+        }
+        *held = Some(after);
+        Ok(outcome)
+    }
+
+    /// Asks for a window of a stream.
+    pub(crate) async fn window(
+        &self,
+        settings: &SourceSettings,
+        purpose: Purpose,
+        stream: &Stream,
+        window: Window,
+        in_utc: bool,
+    ) -> Result<Decoded, Trouble> {
+        let answer = self.call(settings, purpose, Some((stream, window, in_utc))).await?;
+        let decoded = settings.connector.decode(stream, window, &answer.json()?);
+        Ok(decoded.map_err(|failure| self.redacted(settings, failure))?)
+    }
+
+    /// Tries the connection.
+    pub(crate) async fn probe(&self, settings: &SourceSettings) -> Result<(), Trouble> {
+        let answer = self.call(settings, Purpose::Poll, None).await?;
+        answer.json().map(drop).map_err(Trouble::from)
+    }
+
+    async fn call(
+        &self,
+        settings: &SourceSettings,
+        purpose: Purpose,
+        what: Option<(&Stream, Window, bool)>,
+    ) -> Result<Answer, Trouble> {
+        let mut refused: Option<String> = None;
+        loop {
+            let token = self.access_token(settings, refused.as_deref()).await?;
+            let now = self.now();
+            self.with_ledger(settings, |ledger| ledger.take(&settings.limits, purpose, now))
+                .await?
+                .map_err(Trouble::Later)?;
+            failpoint!("poll.before_call");
+            let mut call = match what {
+                Some((stream, window, in_utc)) => settings.connector.call(stream, window, in_utc),
+                None => settings.connector.probe(),
+            };
+            settings.connector.authorise(&mut call, token.as_deref());
+            let mut secrets = settings.secrets.clone();
+            token.iter().for_each(|token| secrets.add(token));
+            metrics::counter!("wattlake_source_calls_total").increment(1);
+            let answer = self.client.send(&call, &secrets).await?;
+            if answer.is_success() {
+                return Ok(answer);
+            }
+            let mut failure =
+                settings.connector.failure(what.map(|(stream, ..)| stream), &answer, self.now());
+            failure.message = secrets.redact(&failure.message);
+            match (&failure.class, token) {
+                // Once: a token that is refused right after it was made will be refused again.
+                (Class::AuthExpired, Some(token)) if refused.is_none() => refused = Some(token),
+                // A fresh one that is refused as well: the vendor has a problem, or will say at the next refresh that it is over.
+                (Class::AuthExpired, Some(_)) => {
+                    return Err(CallFailure::new(Class::Retry, failure.message).into());
+                }
+                (Class::AuthExpired, None) => {
+                    return Err(CallFailure::new(Class::AuthDead, failure.message).into());
+                }
+                (Class::Throttled { until }, _) => {
+                    let until = *until;
+                    self.with_ledger(settings, |ledger| ledger.pause(until)).await?;
+                    return Err(failure.into());
+                }
+                (Class::QuotaExhausted, _) => {
+                    let now = self.now();
+                    self.with_ledger(settings, |ledger| ledger.exhaust(&settings.limits, now)).await?;
+                    return Err(failure.into());
+                }
+                _ => return Err(failure.into()),
+            }
+        }
+    }
+
+    fn redacted(&self, settings: &SourceSettings, mut failure: CallFailure) -> CallFailure {
+        failure.message = settings.secrets.redact(&failure.message);
+        failure
+    }
+
+    /// A token that is valid; none where the vendor wants none. `refused` is one that the vendor does not take any more.
+    async fn access_token(
+        &self,
+        settings: &SourceSettings,
+        refused: Option<&str>,
+    ) -> Result<Option<String>, Trouble> {
+        let Some((first, id)) = &settings.grant else { return Ok(None) };
+        let held = shared(&self.tokens, id);
+        let mut held = held.lock().await;
+        if !held.is_loaded {
+            held.newest = self.engine.catalog().grant(id).await.map_err(crate::Error::from)?;
+            held.is_loaded = true;
+        }
+        if held.is_unsaved {
+            self.keep(id, &mut held).await?;
+        }
+        let now = self.now();
+        if let Some(grant) = &held.newest
+            && grant.expires_at > now + TOKEN_MARGIN
+            && refused != Some(&grant.access_token)
+        {
+            return Ok(Some(grant.access_token.clone()));
+        }
+        let refresh_token = held.newest.as_ref().map_or(first, |grant| &grant.refresh_token).clone();
+        let Some(call) = settings.connector.refresh(&refresh_token) else { return Ok(None) };
+        let mut secrets = settings.secrets.clone();
+        secrets.add(&refresh_token);
+        let answer = self.client.send(&call, &secrets).await?;
+        failpoint!("poll.after_refresh");
+        if !answer.is_success() {
+            let mut failure = match answer.status {
+                400 | 401 | 403 => CallFailure::new(
+                    Class::AuthDead,
+                    format!(
+                        "{} answered {}: the authorisation is not valid any more; authorise again and set metadata.refreshToken",
+                        answer.name, answer.status
+                    ),
+                ),
+                _ => settings.connector.failure(None, &answer, self.now()),
+            };
+            failure.message = secrets.redact(&failure.message);
+            return Err(failure.into());
+        }
+        let fresh: Fresh = serde_json::from_slice(&answer.body).map_err(|_| {
+            CallFailure::new(Class::BadPayload, format!("{} gave no access token", answer.name))
+        })?;
+        let lives = fresh.expires_in.unwrap_or(TOKEN_SECONDS).clamp(60, 366 * 86_400);
+        held.newest = Some(Grant {
+            access_token: fresh.access_token,
+            refresh_token: fresh.refresh_token.unwrap_or(refresh_token),
+            expires_at: now + lives * SECOND,
+        });
+        held.is_unsaved = true;
+        self.keep(id, &mut held).await?;
+        Ok(held.newest.as_ref().map(|grant| grant.access_token.clone()))
+    }
+
+    /// Keeps new tokens before they are used: the vendor forgets the old ones.
+    async fn keep(&self, id: &str, held: &mut Tokens) -> crate::Result<()> {
+        if let Some(grant) = &held.newest {
+            self.engine.catalog().save_grant(id, grant).await?;
+        }
+        held.is_unsaved = false;
+        Ok(())
+    }
+
+    /// Renews tokens that nobody has needed for days.
+    pub(crate) async fn keep_alive(&self, settings: &SourceSettings) -> Result<(), Trouble> {
+        let Some((_, id)) = &settings.grant else { return Ok(()) };
+        let is_idle = {
+            let held = shared(&self.tokens, id);
+            let held = held.lock().await;
+            held.newest.as_ref().is_some_and(|grant| grant.expires_at + TOKEN_IDLE_MAX < self.now())
+        };
+        if is_idle { self.access_token(settings, None).await.map(drop) } else { Ok(()) }
+    }
+}
+
+#[derive(Deserialize)]
+struct Fresh {
+    access_token: String,
+    refresh_token: Option<String>,
+    expires_in: Option<i64>,
+}

@@ -1,0 +1,214 @@
+//! What the runner knows of a vendor: which answers there are, how to ask for a window of one, and what an answer says.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use wattlake_catalog::Quality;
+
+use super::{
+    budget::Limits,
+    failure::CallFailure,
+    http::{Answer, Call},
+};
+
+/// Microseconds since 1970 UTC, `from <= ts < to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub from: i64,
+    pub to: i64,
+}
+
+impl Window {
+    pub(crate) fn len(self) -> i64 {
+        self.to - self.from
+    }
+}
+
+/// One kind of answer. Times are in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Stream {
+    pub name: &'static str,
+    /// Between two readings.
+    pub cadence: i64,
+    /// The longest window to try, and the shortest one when that is too long.
+    pub span_max: i64,
+    pub span_min: i64,
+    /// A reading is there so long after its interval has ended.
+    pub settles: i64,
+    /// So much of what is known is asked for again, where it costs no call.
+    pub overlap: i64,
+    /// How far back the vendor answers, if there is a limit.
+    pub horizon: Option<i64>,
+    /// Asked for at every poll; others only by backfill.
+    pub is_polled: bool,
+    /// Days without an entry are days without a value, not gaps.
+    pub is_sparse: bool,
+}
+
+/// What a reading is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Quantity {
+    Power,
+    Energy,
+    ConsumptionPower,
+    ConsumptionEnergy,
+    ImportPower,
+    ImportEnergy,
+    ExportPower,
+    ExportEnergy,
+    ChargePower,
+    ChargeEnergy,
+    DischargePower,
+    DischargeEnergy,
+    StateOfCharge,
+    Voltage,
+    Current,
+    Frequency,
+    DayEnergy,
+    DayConsumptionEnergy,
+    DayImportEnergy,
+    DayExportEnergy,
+    DayChargeEnergy,
+    DayDischargeEnergy,
+}
+
+/// Which entity a quantity is stored at, when the source names one for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Role {
+    Production,
+    Consumption,
+    Import,
+    Export,
+    Storage,
+}
+
+impl Role {
+    pub(crate) const ALL: [(&'static str, Self); 5] = [
+        ("production", Self::Production),
+        ("consumption", Self::Consumption),
+        ("import", Self::Import),
+        ("export", Self::Export),
+        ("storage", Self::Storage),
+    ];
+}
+
+impl Quantity {
+    pub(crate) fn role(self) -> Role {
+        match self {
+            Self::Power
+            | Self::Energy
+            | Self::Voltage
+            | Self::Current
+            | Self::Frequency
+            | Self::DayEnergy => Role::Production,
+            Self::ConsumptionPower | Self::ConsumptionEnergy | Self::DayConsumptionEnergy => {
+                Role::Consumption
+            }
+            Self::ImportPower | Self::ImportEnergy | Self::DayImportEnergy => Role::Import,
+            Self::ExportPower | Self::ExportEnergy | Self::DayExportEnergy => Role::Export,
+            Self::ChargePower
+            | Self::ChargeEnergy
+            | Self::DischargePower
+            | Self::DischargeEnergy
+            | Self::StateOfCharge
+            | Self::DayChargeEnergy
+            | Self::DayDischargeEnergy => Role::Storage,
+        }
+    }
+
+    /// The metric at the source itself.
+    pub(crate) fn metric(self) -> &'static str {
+        match self {
+            Self::Power => "power",
+            Self::Energy => "energy",
+            Self::ConsumptionPower => "consumption_power",
+            Self::ConsumptionEnergy => "consumption_energy",
+            Self::ImportPower => "import_power",
+            Self::ImportEnergy => "import_energy",
+            Self::ExportPower => "export_power",
+            Self::ExportEnergy => "export_energy",
+            Self::ChargePower => "charge_power",
+            Self::ChargeEnergy => "charge_energy",
+            Self::DischargePower => "discharge_power",
+            Self::DischargeEnergy => "discharge_energy",
+            Self::StateOfCharge => "soc",
+            Self::Voltage => "voltage",
+            Self::Current => "current",
+            Self::Frequency => "frequency",
+            Self::DayEnergy => "day_energy",
+            Self::DayConsumptionEnergy => "day_consumption_energy",
+            Self::DayImportEnergy => "day_import_energy",
+            Self::DayExportEnergy => "day_export_energy",
+            Self::DayChargeEnergy => "day_charge_energy",
+            Self::DayDischargeEnergy => "day_discharge_energy",
+        }
+    }
+
+    /// The metric at an entity that stands for this role alone, such as a consumption meter.
+    pub(crate) fn metric_of_role(self) -> &'static str {
+        match self {
+            Self::ConsumptionPower => "power",
+            Self::ConsumptionEnergy => "energy",
+            Self::DayConsumptionEnergy => "day_energy",
+            other => other.metric(),
+        }
+    }
+}
+
+/// A reading as a vendor gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Point {
+    pub quantity: Quantity,
+    /// The device that it is of, by the vendor's serial number; none: the whole site.
+    pub device: Option<String>,
+    /// Start of the interval, microseconds since 1970 UTC.
+    pub ts: i64,
+    pub value: f64,
+    /// The unit that the answer states, as we spell it.
+    pub unit: &'static str,
+    pub quality: Quality,
+}
+
+/// What an answer says about a window.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Decoded {
+    pub points: Vec<Point>,
+    /// Intervals that the answer names without a value: the vendor has none.
+    pub empty: Vec<(Quantity, i64)>,
+    /// The vendor has heard of the site until then; nothing later is final.
+    pub heard_until: Option<i64>,
+    /// The answer is about other times than those asked for: local times were not understood.
+    pub misread_times: bool,
+}
+
+/// A vendor's API for one source.
+pub(crate) trait Connector: Send + Sync + fmt::Debug {
+    /// In the order in which they matter.
+    fn streams(&self) -> Vec<Stream>;
+
+    /// What the vendor allows a credential unless the source says otherwise.
+    fn limits(&self) -> Limits;
+
+    /// A call that shows whether the connection works.
+    fn probe(&self) -> Call;
+
+    /// Asks for a window of a stream; `in_utc`: local times were misread before.
+    fn call(&self, stream: &Stream, window: Window, in_utc: bool) -> Call;
+
+    /// Adds what the vendor knows the caller by.
+    fn authorise(&self, call: &mut Call, access_token: Option<&str>);
+
+    /// Asks for a new access token; `None`: the vendor has none, only keys.
+    fn refresh(&self, refresh_token: &str) -> Option<Call>;
+
+    /// Readings of a successful answer.
+    ///
+    /// # Errors
+    /// [`BadPayload`](super::failure::Class::BadPayload) when it is not of the known shape.
+    fn decode(&self, stream: &Stream, window: Window, body: &Value) -> Result<Decoded, CallFailure>;
+
+    /// What an unsuccessful answer means; `stream`: none for a probe.
+    fn failure(&self, stream: Option<&Stream>, answer: &Answer, now: i64) -> CallFailure;
+}

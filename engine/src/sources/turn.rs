@@ -1,0 +1,524 @@
+//! One turn of a source: what is new is fetched, then what is to be read again, then a step of its backfill.
+//!
+//! Nothing waits here. What cannot be asked now says when it can, and the turn ends; the next one goes on where the cursors stand.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use wattlake_catalog::{Progress, failpoint};
+
+use super::{
+    ask::{Asker, Trouble},
+    backfill::Backfill,
+    budget::Purpose,
+    connector::{Decoded, Stream, Window},
+    cursor::{AGAIN_DAYS, Cursor},
+    failure::{CallFailure, Class},
+    gaps,
+    settings::SourceSettings,
+    store::{Places, batch},
+};
+use crate::Result;
+
+const SECOND: i64 = 1_000_000;
+const MINUTE: i64 = 60 * SECOND;
+const DAY: i64 = 86_400 * SECOND;
+/// The first wait after a failure, doubled with each further one.
+const BACKOFF: i64 = 5 * SECOND;
+const BACKOFF_MAX: i64 = 15 * MINUTE;
+/// After so many failures in a row a source waits for its next turn.
+const FAILURES_MAX: u32 = 8;
+/// Windows read again in one turn: what is new must not wait for them.
+const AGAIN_MAX: usize = 8;
+/// Calls of a backfill in one turn, for the same reason.
+const BACKFILL_MAX: usize = 16;
+/// Nobody is asked: looked at again all the same.
+const NEVER: i64 = i64::MAX;
+
+/// What a turn works on; it belongs to one source.
+pub(crate) struct Work {
+    pub settings: Arc<SourceSettings>,
+    streams: Vec<Stream>,
+    cursors: BTreeMap<&'static str, Cursor>,
+    /// When what is new is asked for, microseconds since 1970 UTC.
+    pub poll_at: i64,
+    /// Streams of this turn that are done.
+    done: Vec<&'static str>,
+    /// Failures in a row.
+    pub failures: u32,
+    pub backfill: Option<Backfill>,
+    /// Not asked any more until somebody changes something.
+    pub stopped: Option<CallFailure>,
+    /// Of the last turn.
+    pub error: Option<String>,
+    /// Readings stored.
+    pub readings: u64,
+    /// Readings of the vendor that could not be stored.
+    pub refused: u64,
+    pub last_success: Option<i64>,
+}
+
+/// When to come back.
+enum Next {
+    Done,
+    Later(i64),
+    Stop,
+}
+
+fn cursor_key(source: wattlake_catalog::EntityId, stream: &str) -> String {
+    format!("source/{source}/{stream}")
+}
+
+impl Work {
+    /// Takes a source up where the last process left it.
+    pub(crate) fn new(settings: Arc<SourceSettings>, states: &BTreeMap<String, String>, now: i64) -> Self {
+        let streams = settings.connector.streams();
+        let cursor = |stream: &Stream| {
+            let kept = states.get(&cursor_key(settings.id, stream.name));
+            let kept = kept.and_then(|text| serde_json::from_str(text).ok());
+            (stream.name, kept.unwrap_or_else(|| Cursor::first(stream, now)))
+        };
+        let cursors = streams.iter().map(cursor).collect();
+        Self {
+            settings,
+            streams,
+            cursors,
+            poll_at: now,
+            done: Vec::new(),
+            failures: 0,
+            backfill: None,
+            stopped: None,
+            error: None,
+            readings: 0,
+            refused: 0,
+            last_success: None,
+        }
+    }
+
+    /// Does what is due; answers when the next turn is.
+    pub(crate) async fn turn(&mut self, asker: &Asker) -> i64 {
+        if self.stopped.is_some() {
+            return NEVER;
+        }
+        let mut next = NEVER;
+        if self.poll_at <= asker.now() {
+            match self.poll(asker).await {
+                Next::Done => {
+                    self.done.clear();
+                    self.failures = 0;
+                    self.poll_at = self.settings.schedule.next_after(asker.now(), self.settings.phase());
+                }
+                Next::Later(at) => self.poll_at = at.max(asker.now() + 1),
+                Next::Stop => return NEVER,
+            }
+        }
+        next = next.min(self.poll_at);
+        // While polling is in trouble nothing else is tried.
+        if self.failures == 0 {
+            for step in [self.read_again(asker).await, self.step_backfill(asker).await] {
+                match step {
+                    Next::Done => {}
+                    Next::Later(at) => next = next.min(at.max(asker.now() + 1)),
+                    Next::Stop => return NEVER,
+                }
+            }
+        }
+        if let Err(error) = asker.keep_alive(&self.settings).await {
+            tracing::debug!(source = %self.settings.id, ?error, "tokens were not renewed");
+        }
+        next
+    }
+
+    async fn poll(&mut self, asker: &Asker) -> Next {
+        let now = asker.now();
+        if self.done.is_empty() {
+            let limits = self.settings.limits;
+            match asker.with_ledger(&self.settings, |ledger| ledger.poll_from(&limits, now)).await {
+                Ok(from) if from > now => return Next::Later(from),
+                Ok(_) => {}
+                Err(error) => return self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
+            }
+        }
+        for stream in self.streams.clone() {
+            if !stream.is_polled || self.done.contains(&stream.name) {
+                continue;
+            }
+            match self.poll_stream(asker, &stream).await {
+                Next::Done => self.done.push(stream.name),
+                other => return other,
+            }
+        }
+        Next::Done
+    }
+
+    /// Fetches what is new of a stream, window by window in the order of time.
+    async fn poll_stream(&mut self, asker: &Asker, stream: &Stream) -> Next {
+        let now = asker.now();
+        if self.cursor(stream).closed_until > now {
+            return Next::Done;
+        }
+        let mut windows = self.cursor(stream).fresh(stream, now);
+        // A site that was silent is asked for the newest window first: only when there is something, the others are worth a call.
+        if self.cursor(stream).is_silent && windows.len() > 1 {
+            let newest = windows[windows.len() - 1];
+            match self.fetch(asker, Purpose::Poll, stream, newest, false).await {
+                Ok(decoded) if decoded.points.is_empty() => return self.stay_silent(asker, stream).await,
+                Ok(_) => {}
+                Err(trouble) => return self.handle(asker, stream, newest, trouble).await,
+            }
+        }
+        windows.reverse();
+        while let Some(window) = windows.pop() {
+            match self.fetch(asker, Purpose::Poll, stream, window, true).await {
+                Ok(_) => {}
+                Err(Trouble::Failed(failure)) if failure.class == Class::WindowTooLarge => {
+                    if !self.shrink(asker, stream, window).await {
+                        return self.note(&failure);
+                    }
+                    windows = self.cursor(stream).fresh(stream, now);
+                    windows.retain(|next| next.to > window.from);
+                    windows.reverse();
+                }
+                Err(trouble) => return self.handle(asker, stream, window, trouble).await,
+            }
+        }
+        let end = self.cursor(stream).end(stream, now);
+        if self.cursor(stream).until < end - DAY.min(4 * stream.cadence * SECOND) {
+            return self.stay_silent(asker, stream).await;
+        }
+        Next::Done
+    }
+
+    /// Nothing new: the next poll asks with fewer calls.
+    async fn stay_silent(&mut self, asker: &Asker, stream: &Stream) -> Next {
+        let mut cursor = self.cursor(stream).clone();
+        cursor.is_silent = true;
+        if let Some(lost) = cursor.give_up(stream, asker.now()) {
+            tracing::warn!(source = %self.settings.id, stream = stream.name, days = lost.len() / DAY,
+                "the vendor has had no readings for a month; they are not waited for any more");
+        }
+        match self.save(asker, stream, cursor).await {
+            Ok(()) => Next::Done,
+            Err(error) => self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
+        }
+    }
+
+    /// Reads windows again that vendors may have filled or corrected.
+    async fn read_again(&mut self, asker: &Asker) -> Next {
+        for stream in self.streams.clone() {
+            for _ in 0..AGAIN_MAX {
+                let now = asker.now();
+                let cursor = self.cursor(&stream);
+                let Some((level, window)) = cursor.again(&stream, now).filter(|_| cursor.closed_until <= now)
+                else {
+                    break;
+                };
+                let decoded = match self.ask(asker, Purpose::Extra, &stream, window).await {
+                    Ok(decoded) => decoded,
+                    Err(trouble) => match self.handle(asker, &stream, window, trouble).await {
+                        Next::Done => break,
+                        other => return other,
+                    },
+                };
+                let mut cursor = self.cursor(&stream).clone();
+                cursor.again[level] = window.to;
+                let noted = self.store(asker, &stream, cursor, &decoded).await;
+                let is_last = level + 1 == AGAIN_DAYS.len();
+                let noted = match noted {
+                    Ok(()) => self.note_gaps(asker, &stream, window, &decoded, is_last).await,
+                    error => error,
+                };
+                if let Err(error) = noted {
+                    return self.fail(asker, &CallFailure::new(Class::Retry, error.message));
+                }
+            }
+        }
+        Next::Done
+    }
+
+    async fn step_backfill(&mut self, asker: &Asker) -> Next {
+        for _ in 0..BACKFILL_MAX {
+            let Some(mut backfill) = self.backfill.take() else { return Next::Done };
+            if backfill.is_cancelled() {
+                return Next::Done;
+            }
+            let span = |stream: &Stream| self.cursor(stream).span(stream);
+            let Some((stream, window)) = backfill.next(&self.streams, span, asker.now()) else {
+                backfill.finish(asker).await;
+                return Next::Done;
+            };
+            if self.cursor(&stream).closed_until > asker.now() {
+                backfill.skip_stream();
+                self.backfill = Some(backfill);
+                continue;
+            }
+            let outcome = self.ask(asker, Purpose::Extra, &stream, window).await;
+            match outcome {
+                Ok(decoded) => {
+                    let mut cursor = self.cursor(&stream).clone();
+                    observe(&mut cursor, &stream, &decoded);
+                    let after = backfill.after(window, decoded.points.len() as u64);
+                    let stored = self.write(asker, &stream, cursor, &decoded, Some(after.progress())).await;
+                    if let Err(error) = stored {
+                        self.backfill = Some(backfill);
+                        return Next::Later(
+                            self.back_off(asker, &CallFailure::new(Class::Retry, error.message)),
+                        );
+                    }
+                    self.backfill = Some(after);
+                }
+                Err(trouble) => {
+                    if let Trouble::Failed(failure) = &trouble
+                        && matches!(failure.class, Class::AuthDead | Class::Gone | Class::Refused)
+                    {
+                        backfill.fail(asker, &failure.message).await;
+                    } else {
+                        // An answer that cannot be read is not asked for for ever.
+                        if matches!(&trouble, Trouble::Failed(failure) if matches!(failure.class, Class::BadPayload | Class::NoDataYet))
+                        {
+                            backfill = backfill.after(window, 0);
+                        }
+                        self.backfill = Some(backfill);
+                    }
+                    match self.handle(asker, &stream, window, trouble).await {
+                        Next::Done => {}
+                        other => return other,
+                    }
+                }
+            }
+        }
+        Next::Later(asker.now())
+    }
+
+    fn cursor(&self, stream: &Stream) -> &Cursor {
+        &self.cursors[stream.name]
+    }
+
+    /// Asks for a fresh window and stores what comes; the cursor moves on if `advances`.
+    async fn fetch(
+        &mut self,
+        asker: &Asker,
+        purpose: Purpose,
+        stream: &Stream,
+        window: Window,
+        advances: bool,
+    ) -> std::result::Result<Decoded, Trouble> {
+        let decoded = self.ask(asker, purpose, stream, window).await?;
+        let mut cursor = self.cursor(stream).clone();
+        observe(&mut cursor, stream, &decoded);
+        if advances {
+            cursor.advance(end_of_last(stream, &decoded));
+        }
+        self.store(asker, stream, cursor, &decoded).await?;
+        self.last_success = Some(asker.now());
+        Ok(decoded)
+    }
+
+    /// Asks for a window; once more in UTC when the vendor took local times for others.
+    async fn ask(
+        &mut self,
+        asker: &Asker,
+        purpose: Purpose,
+        stream: &Stream,
+        window: Window,
+    ) -> std::result::Result<Decoded, Trouble> {
+        let in_utc = self.cursor(stream).in_utc;
+        let decoded = asker.window(&self.settings, purpose, stream, window, in_utc).await?;
+        if !decoded.misread_times {
+            return Ok(decoded);
+        }
+        if !in_utc {
+            let mut cursor = self.cursor(stream).clone();
+            cursor.in_utc = true;
+            self.save(asker, stream, cursor).await?;
+            let decoded = asker.window(&self.settings, purpose, stream, window, true).await?;
+            if !decoded.misread_times {
+                return Ok(decoded);
+            }
+        }
+        let words = format!("the answer for {} is about other times than those asked for", stream.name);
+        Err(CallFailure::new(Class::BadPayload, words).into())
+    }
+
+    /// Writes readings together with their cursor (WAL-5).
+    async fn store(
+        &mut self,
+        asker: &Asker,
+        stream: &Stream,
+        cursor: Cursor,
+        decoded: &Decoded,
+    ) -> Result<()> {
+        self.write(asker, stream, cursor, decoded, None).await
+    }
+
+    async fn write(
+        &mut self,
+        asker: &Asker,
+        stream: &Stream,
+        cursor: Cursor,
+        decoded: &Decoded,
+        more: Option<Progress>,
+    ) -> Result<()> {
+        let fleet = asker.engine.catalog().fleet();
+        let places = Places { settings: &self.settings, fleet };
+        let (mut batch, refused) = batch(&asker.engine, &places, &decoded.points);
+        let stored = batch.len() as u64;
+        if cursor != *self.cursor(stream) {
+            batch.progress.push(self.progress(stream, &cursor)?);
+        }
+        batch.progress.extend(more);
+        failpoint!("poll.before_store");
+        asker.engine.write(batch).await?;
+        failpoint!("poll.after_store");
+        self.readings += stored;
+        self.refused += refused;
+        self.cursors.insert(stream.name, cursor);
+        Ok(())
+    }
+
+    async fn save(&mut self, asker: &Asker, stream: &Stream, cursor: Cursor) -> Result<()> {
+        self.store(asker, stream, cursor, &Decoded::default()).await
+    }
+
+    fn progress(&self, stream: &Stream, cursor: &Cursor) -> Result<Progress> {
+        let state = serde_json::to_string(cursor)
+            .map_err(|error| crate::Error::internal(format!("a cursor cannot be written: {error}")))?;
+        Ok(Progress { key: cursor_key(self.settings.id, stream.name), state })
+    }
+
+    async fn note_gaps(
+        &self,
+        asker: &Asker,
+        stream: &Stream,
+        window: Window,
+        decoded: &Decoded,
+        is_last: bool,
+    ) -> Result<()> {
+        let places = Places { settings: &self.settings, fleet: asker.engine.catalog().fleet() };
+        gaps::note(&asker.engine, &places, stream, self.cursor(stream), window, decoded, is_last).await
+    }
+
+    /// Remembers that windows must be shorter. `false`: they cannot be.
+    async fn shrink(&mut self, asker: &Asker, stream: &Stream, window: Window) -> bool {
+        let mut cursor = self.cursor(stream).clone();
+        cursor.shrink(stream, window) && self.save(asker, stream, cursor).await.is_ok()
+    }
+
+    /// What is done about a failure, by its class.
+    async fn handle(&mut self, asker: &Asker, stream: &Stream, window: Window, trouble: Trouble) -> Next {
+        let failure = match trouble {
+            Trouble::Later(at) => return Next::Later(at),
+            Trouble::Failed(failure) => failure,
+        };
+        metrics::counter!("wattlake_source_failures_total").increment(1);
+        tracing::debug!(source = %self.settings.id, stream = stream.name, class = ?failure.class, %failure, "a call failed");
+        let now = asker.now();
+        match failure.class {
+            Class::Retry => self.fail(asker, &failure),
+            Class::Throttled { until } => Next::Later(until),
+            Class::QuotaExhausted => {
+                let limits = self.settings.limits;
+                self.error = Some(failure.message.clone());
+                match asker.with_ledger(&self.settings, |ledger| ledger.exhaust(&limits, now)).await {
+                    Ok(until) => Next::Later(until),
+                    Err(error) => self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
+                }
+            }
+            Class::Forbidden => {
+                let mut cursor = self.cursor(stream).clone();
+                cursor.closed_until = now + DAY;
+                self.error = Some(failure.message.clone());
+                match self.save(asker, stream, cursor).await {
+                    Ok(()) => Next::Done,
+                    Err(error) => self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
+                }
+            }
+            Class::WindowTooLarge if self.shrink(asker, stream, window).await => Next::Later(now),
+            Class::NoDataYet => Next::Done,
+            Class::WindowTooLarge | Class::BadPayload => self.note(&failure),
+            Class::AuthExpired | Class::AuthDead | Class::Gone | Class::Refused => {
+                tracing::warn!(source = %self.settings.id, name = self.settings.name, %failure, "a source is not asked any more");
+                self.error = Some(failure.message.clone());
+                self.stopped = Some(failure);
+                Next::Stop
+            }
+        }
+    }
+
+    /// Something that the next turn may find otherwise.
+    fn note(&mut self, failure: &CallFailure) -> Next {
+        self.error = Some(failure.message.clone());
+        Next::Done
+    }
+
+    /// Comes back after a while, ever longer; after many failures at the next turn only.
+    fn fail(&mut self, asker: &Asker, failure: &CallFailure) -> Next {
+        Next::Later(self.back_off(asker, failure))
+    }
+
+    fn back_off(&mut self, asker: &Asker, failure: &CallFailure) -> i64 {
+        self.error = Some(failure.message.clone());
+        self.failures += 1;
+        let now = asker.now();
+        let longest = BACKOFF.saturating_mul(1 << self.failures.min(20)).min(BACKOFF_MAX);
+        // Full jitter: those that failed together do not come back together.
+        let wait = (rand::random::<f64>() * longest as f64) as i64;
+        if self.failures < FAILURES_MAX {
+            return now + wait.max(SECOND);
+        }
+        self.settings.schedule.next_after(now, self.settings.phase()).max(now + BACKOFF_MAX / 2 + wait)
+    }
+
+    /// Whether all polled streams are refused to this site.
+    pub(crate) fn is_closed(&self, now: i64) -> bool {
+        let mut polled = self.streams.iter().filter(|stream| stream.is_polled).peekable();
+        polled.peek().is_some() && polled.all(|stream| self.cursor(stream).closed_until > now)
+    }
+
+    /// The time up to which everything polled was read.
+    pub(crate) fn read_until(&self) -> Option<i64> {
+        let polled = self.streams.iter().filter(|stream| stream.is_polled);
+        polled.map(|stream| self.cursor(stream).until).min()
+    }
+
+    /// Streams whose readings come at another pace than expected, with the seconds between them.
+    pub(crate) fn other_cadences(&self) -> Vec<(&'static str, i64)> {
+        let changed =
+            self.streams.iter().filter_map(|stream| Some((stream.name, self.cursor(stream).cadence?)));
+        changed.collect()
+    }
+
+    pub(crate) fn streams(&self) -> &[Stream] {
+        &self.streams
+    }
+
+    pub(crate) fn span(&self, stream: &Stream) -> i64 {
+        self.cursor(stream).span(stream)
+    }
+}
+
+/// Learns from an answer what the stream is like.
+fn observe(cursor: &mut Cursor, stream: &Stream, decoded: &Decoded) {
+    let whole = decoded.points.iter().filter(|point| point.device.is_none());
+    cursor.seen.extend(whole.map(|point| point.quantity));
+    if let Some(first) = decoded.points.iter().map(|point| point.ts).min() {
+        cursor.data_from = Some(cursor.data_from.map_or(first, |known| known.min(first)));
+    }
+    if let Some(cadence) = gaps::cadence(decoded) {
+        let is_other = cadence != stream.cadence;
+        if is_other && cursor.cadence != Some(cadence) {
+            tracing::warn!(
+                stream = stream.name,
+                expected = stream.cadence,
+                found = cadence,
+                "readings come at another pace"
+            );
+        }
+        cursor.cadence = is_other.then_some(cadence);
+    }
+}
+
+/// The end of the last interval with a reading; nothing is final that the vendor heard of later.
+fn end_of_last(stream: &Stream, decoded: &Decoded) -> Option<i64> {
+    let last = decoded.points.iter().map(|point| point.ts).max()? + stream.cadence * SECOND;
+    Some(decoded.heard_until.map_or(last, |heard| last.min(super::cursor::floor(heard, stream.cadence))))
+}
