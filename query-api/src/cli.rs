@@ -1,15 +1,18 @@
 //! The command line. One verb, one file; exit codes: 0 ok, 1 failed, 2 usage or configuration, 73 data directory in use,
 //! 74 I/O error.
 
+mod backfill;
 mod backup;
 mod compact;
 mod config;
 mod demo;
 mod export;
+mod gaps;
 mod import;
 mod logging;
 mod remote;
 mod serve;
+mod simulate;
 mod snapshot;
 mod sql;
 mod status;
@@ -86,6 +89,12 @@ Example:
     /// Keeps states of the archive under a name
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Fetches the history of an energy source from its vendor
+    Backfill(backfill::BackfillArgs),
+    /// Lists times without readings where the cadence expects some
+    Gaps(gaps::GapsArgs),
+    /// Answers as vendor APIs do, to try things out
+    Simulate(simulate::SimulateArgs),
     /// Shows what the server or the data directory holds
     Status(status::StatusArgs),
     /// Makes, lists and revokes access tokens
@@ -193,6 +202,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::RebuildCatalog => Box::pin(backup::rebuild_catalog(&common)).await,
         Command::Restore(args) => Box::pin(backup::restore(&common, args)).await,
         Command::Snapshot(command) => Box::pin(snapshot::run(&common, command)).await,
+        Command::Backfill(args) => Box::pin(backfill::run(&common, args)).await,
+        Command::Gaps(args) => Box::pin(gaps::run(&common, args)).await,
+        Command::Simulate(args) => Box::pin(simulate::run(&common, args)).await,
         Command::Status(args) => Box::pin(status::run(&common, args)).await,
         Command::Token(command) => Box::pin(token::run(&common, command)).await,
         Command::Config(command) => config::run(&common, &command),

@@ -53,9 +53,9 @@ pub(crate) async fn open(settings: &Settings) -> Result<Open, Failure> {
 }
 
 /// Where "now" comes from.
-fn clock() -> Result<Clock, Failure> {
+pub(crate) fn clock() -> Result<Clock, Failure> {
     #[cfg(feature = "failpoints")]
-    if let Some(path) = std::env::var_os("WATTLAKE_TEST_CLOCK") {
+    if let Some(path) = std::env::var_os("TEST_CLOCK_FILE") {
         return Clock::file(Path::new(&path))
             .map_err(|error| Failure::io(format!("the clock of the test: {error}")));
     }

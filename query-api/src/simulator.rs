@@ -28,11 +28,14 @@ use axum::{
 use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use wattlake_engine::Clock;
 
 pub(crate) use self::chaos::Chaos;
-use self::{plant::Plant, tokens::Tokens};
+use self::{
+    plant::{Measure, Plant, QUARTER},
+    tokens::Tokens,
+};
 
 const SECOND: i64 = 1_000_000;
 const MINUTE: i64 = 60 * SECOND;
@@ -120,7 +123,7 @@ impl Request {
     }
 }
 
-fn json(status: u16, body: &Value) -> Response {
+fn reply(status: u16, body: &Value) -> Response {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
@@ -175,6 +178,7 @@ impl Simulator {
     }
 
     /// What was measured at a system; `None`: no such system.
+    #[cfg(test)]
     pub(crate) fn plant(&self, system: &str) -> Option<&Plant> {
         self.0.systems.get(system).map(|(_, plant)| plant)
     }
@@ -188,10 +192,26 @@ impl Simulator {
             ["oauth", "token"] => enphase::token(self, request),
             ["api", "v4", "systems", id, ref rest @ ..] => enphase::answer(self, request, id, rest),
             ["simulator", "violations"] => {
-                json(200, &serde_json::json!({ "calls": self.calls(), "violations": self.violations() }))
+                reply(200, &json!({ "calls": self.calls(), "violations": self.violations() }))
             }
-            _ => json(404, &serde_json::json!({ "detail": "Unknown endpoint" })),
+            ["simulator", "measured", id, measure] => self.measured(request, id, measure),
+            _ => reply(404, &json!({ "detail": "Unknown endpoint" })),
         }
+    }
+
+    /// What was measured from one second to another, as pairs of second and value: what clients should know in the end.
+    fn measured(&self, request: &Request, id: &str, measure: &str) -> Response {
+        let second = |name: &str| request.param(name).and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
+        let measure = match measure {
+            "energy" => Measure::Energy,
+            "power" => Measure::Power,
+            _ => Measure::Consumption,
+        };
+        let Some((_, plant)) = self.0.systems.get(id) else { return reply(404, &Value::Null) };
+        let first = second("from") * SECOND + (-second("from") * SECOND).rem_euclid(QUARTER);
+        let quarters = (first..second("to") * SECOND).step_by(QUARTER as usize);
+        let values = quarters.filter_map(|ts| Some(json!([ts / SECOND, plant.measured(measure, ts)?])));
+        reply(200, &Value::Array(values.collect()))
     }
 
     /// Counts a call of a credential; `Err`: what it is told instead of data.

@@ -28,6 +28,9 @@ pub(crate) struct Step {
     pub at: Option<i64>,
     pub calls: u64,
     pub readings: u64,
+    /// Answers to the next call that could not be read.
+    #[serde(default)]
+    pub unread: u32,
 }
 
 /// A job that is being worked on.
@@ -102,6 +105,7 @@ impl Backfill {
         let mut after = self.clone();
         after.step.at = Some(window.to);
         after.step.calls += 1;
+        after.step.unread = 0;
         after.step.readings += readings;
         after
     }

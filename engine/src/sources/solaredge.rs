@@ -92,6 +92,8 @@ struct Values {
 #[derive(Deserialize)]
 struct Sample {
     timestamp: Timestamp,
+    /// Null says that there is none; without the field the answer says nothing.
+    #[serde(deserialize_with = "Option::deserialize")]
     value: Option<f64>,
 }
 

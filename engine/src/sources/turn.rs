@@ -31,6 +31,8 @@ const FAILURES_MAX: u32 = 8;
 const AGAIN_MAX: usize = 8;
 /// Calls of a backfill in one turn, for the same reason.
 const BACKFILL_MAX: usize = 16;
+/// Answers to one call of a backfill that may be unreadable.
+const UNREAD_MAX: u32 = 8;
 /// Nobody is asked: looked at again all the same.
 const NEVER: i64 = i64::MAX;
 
@@ -107,7 +109,7 @@ impl Work {
                     self.failures = 0;
                     self.poll_at = self.settings.schedule.next_after(asker.now(), self.settings.phase());
                 }
-                Next::Later(at) => self.poll_at = at.max(asker.now() + 1),
+                Next::Later(at) => self.poll_at = at,
                 Next::Stop => return NEVER,
             }
         }
@@ -117,7 +119,7 @@ impl Work {
             for step in [self.read_again(asker).await, self.step_backfill(asker).await] {
                 match step {
                     Next::Done => {}
-                    Next::Later(at) => next = next.min(at.max(asker.now() + 1)),
+                    Next::Later(at) => next = next.min(at),
                     Next::Stop => return NEVER,
                 }
             }
@@ -237,10 +239,9 @@ impl Work {
 
     async fn step_backfill(&mut self, asker: &Asker) -> Next {
         for _ in 0..BACKFILL_MAX {
-            let Some(mut backfill) = self.backfill.take() else { return Next::Done };
-            if backfill.is_cancelled() {
+            let Some(mut backfill) = self.backfill.take().filter(|backfill| !backfill.is_cancelled()) else {
                 return Next::Done;
-            }
+            };
             let span = |stream: &Stream| self.cursor(stream).span(stream);
             let Some((stream, window)) = backfill.next(&self.streams, span, asker.now()) else {
                 backfill.finish(asker).await;
@@ -252,41 +253,80 @@ impl Work {
                 continue;
             }
             let outcome = self.ask(asker, Purpose::Extra, &stream, window).await;
-            match outcome {
-                Ok(decoded) => {
-                    let mut cursor = self.cursor(&stream).clone();
-                    observe(&mut cursor, &stream, &decoded);
-                    let after = backfill.after(window, decoded.points.len() as u64);
-                    let stored = self.write(asker, &stream, cursor, &decoded, Some(after.progress())).await;
-                    if let Err(error) = stored {
-                        self.backfill = Some(backfill);
-                        return Next::Later(
-                            self.back_off(asker, &CallFailure::new(Class::Retry, error.message)),
-                        );
-                    }
-                    self.backfill = Some(after);
-                }
-                Err(trouble) => {
-                    if let Trouble::Failed(failure) = &trouble
-                        && matches!(failure.class, Class::AuthDead | Class::Gone | Class::Refused)
-                    {
-                        backfill.fail(asker, &failure.message).await;
-                    } else {
-                        // An answer that cannot be read is not asked for for ever.
-                        if matches!(&trouble, Trouble::Failed(failure) if matches!(failure.class, Class::BadPayload | Class::NoDataYet))
-                        {
-                            backfill = backfill.after(window, 0);
-                        }
-                        self.backfill = Some(backfill);
-                    }
-                    match self.handle(asker, &stream, window, trouble).await {
-                        Next::Done => {}
-                        other => return other,
-                    }
-                }
+            let next = self.take_history(asker, backfill, &stream, window, outcome).await;
+            if !matches!(next, Next::Done) {
+                return next;
             }
         }
         Next::Later(asker.now())
+    }
+
+    /// Stores a window of history together with the step of its job, or does what is to be done about a failure.
+    async fn take_history(
+        &mut self,
+        asker: &Asker,
+        mut backfill: Backfill,
+        stream: &Stream,
+        window: Window,
+        outcome: std::result::Result<Decoded, Trouble>,
+    ) -> Next {
+        let trouble = match outcome {
+            Ok(decoded) => return self.store_history(asker, backfill, stream, window, &decoded).await,
+            Err(trouble) => trouble,
+        };
+        match &trouble {
+            Trouble::Failed(failure) => match failure.class {
+                Class::AuthDead | Class::Gone | Class::Refused => {
+                    backfill.fail(asker, &failure.message).await;
+                    return self.handle(asker, stream, window, trouble).await;
+                }
+                // The vendor knows nothing of that time.
+                Class::NoDataYet => {
+                    return self.store_history(asker, backfill, stream, window, &Decoded::default()).await;
+                }
+                Class::BadPayload => {
+                    backfill.step.unread += 1;
+                    if backfill.step.unread >= UNREAD_MAX {
+                        let words =
+                            format!("{}; the same window was asked for {UNREAD_MAX} times", failure.message);
+                        backfill.fail(asker, &words).await;
+                        return Next::Done;
+                    }
+                    let wait = BACKOFF << backfill.step.unread;
+                    self.backfill = Some(backfill);
+                    return Next::Later(asker.now() + wait);
+                }
+                _ => {}
+            },
+            Trouble::Later(_) => {}
+        }
+        self.backfill = Some(backfill);
+        self.handle(asker, stream, window, trouble).await
+    }
+
+    async fn store_history(
+        &mut self,
+        asker: &Asker,
+        backfill: Backfill,
+        stream: &Stream,
+        window: Window,
+        decoded: &Decoded,
+    ) -> Next {
+        let mut cursor = self.cursor(stream).clone();
+        observe(&mut cursor, stream, decoded);
+        let after = backfill.after(window, decoded.points.len() as u64);
+        let mut stored = self.write(asker, stream, cursor, decoded, Some(after.progress())).await;
+        if stored.is_ok() {
+            self.backfill = Some(after);
+            // History is asked for once.
+            stored = self.note_gaps(asker, stream, window, decoded, true).await;
+        } else {
+            self.backfill = Some(backfill);
+        }
+        match stored {
+            Ok(()) => Next::Done,
+            Err(error) => self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
+        }
     }
 
     fn cursor(&self, stream: &Stream) -> &Cursor {

@@ -2,8 +2,9 @@
 
 mod fleet;
 mod generator;
+mod polled;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
 use jiff::Timestamp;
@@ -45,7 +46,8 @@ pub(super) async fn run(common: &Common, args: DemoArgs) -> Result<(), Failure> 
     rows += batch.len();
     write(&open.engine, batch).await?;
     open.engine.flush().await?;
-    welcome(&settings.data_dir.0, &listening, rows, &generator, args.days);
+    let polled = polled::begin(&open, args.days).await?;
+    welcome(&settings.data_dir.0, &listening, rows, &generator, args.days, polled);
     let engine = open.engine.clone();
     let live = tokio::spawn(async move {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -69,7 +71,14 @@ async fn write(engine: &Engine, batch: Batch) -> Result<(), Failure> {
     Ok(engine.write(batch).await?)
 }
 
-fn welcome(data_dir: &std::path::Path, listening: &Listening, rows: usize, generator: &Generator, days: i64) {
+fn welcome(
+    data_dir: &std::path::Path,
+    listening: &Listening,
+    rows: usize,
+    generator: &Generator,
+    days: i64,
+    polled: SocketAddr,
+) {
     let (sites, meters, sources) = generator.counts();
     let catalog = data_dir.join("catalog.db");
     let address = listening.http.address;
@@ -83,7 +92,8 @@ fn welcome(data_dir: &std::path::Path, listening: &Listening, rows: usize, gener
         .map_or_else(|| "off".to_owned(), |endpoint| format!("grpc://{}", endpoint.address));
     println!(
         "\nWattlake demo: {sites} sites, {meters} meters, {sources} energy sources, {days} days of history \
-         ({rows} readings), and new readings every second.\n\n  \
+         ({rows} readings), and new readings every second.\nOne of the sites is polled from simulated vendor APIs, which answer on http://{polled}; \
+         its history is being fetched.\n\n  \
          HTTP      http://{address}\n  \
          Postgres  {postgres} (any password)\n  \
          Flight    {flight}\n  \

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::{body::Body, response::Response};
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{SECOND, json, with_header};
+use super::{SECOND, reply, with_header};
 
 /// How often something is wrong, of a thousand calls.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ impl Chaos {
 
 pub(super) fn error(which: u64) -> Response {
     let status = [500, 502, 503, 504][which as usize % 4];
-    let mut response = json(
+    let mut response = reply(
         status,
         &serde_json::json!({ "errorCode": 7, "errorMessages": ["Data is temporarily unavailable"] }),
     );
@@ -91,7 +91,7 @@ pub(super) fn garbage(which: u64, sound: &str) -> Response {
             .replace("\"W\"", "\"XYZ\"")
             .replace("\"intervals\":", "\"interval\":"),
     };
-    let mut response = json(200, &serde_json::Value::Null);
+    let mut response = reply(200, &serde_json::Value::Null);
     *response.body_mut() = Body::from(body);
     response
 }
@@ -108,7 +108,7 @@ pub(super) fn pause(which: u64, now: i64) -> (Response, i64) {
     let seconds = 20 + (which % 600) as i64;
     let until = now + seconds * SECOND;
     let response =
-        json(if which.is_multiple_of(4) { 503 } else { 429 }, &serde_json::json!({ "detail": "slow down" }));
+        reply(if which.is_multiple_of(4) { 503 } else { 429 }, &serde_json::json!({ "detail": "slow down" }));
     if which.is_multiple_of(2) {
         return (with_header(response, "retry-after", &seconds.to_string()), until);
     }

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::{
     Refusal, Request, SECOND, Simulator, Vendor,
     chaos::{self, Wrong},
-    json as reply,
     plant::{Measure, Plant, QUARTER},
+    reply,
 };
 
 const TOKEN_LIVES: i64 = 86_400;

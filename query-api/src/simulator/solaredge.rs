@@ -7,9 +7,8 @@ use serde_json::{Value, json};
 use super::{
     Refusal, Request, SECOND, Simulator, System, Vendor,
     chaos::{self, Wrong},
-    json as reply,
     plant::{Measure, Plant, QUARTER},
-    with_header,
+    reply, with_header,
 };
 
 /// The documented limit of a window of quarters of an hour.

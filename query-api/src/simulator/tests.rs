@@ -5,7 +5,6 @@ use std::{
     sync::{Arc, atomic::AtomicI64, atomic::Ordering},
 };
 
-use serde_json::json;
 use wattlake_catalog::{Category, EnergySourceDraft, EntityId, JobState, MeterDraft, ReadingFrequency};
 use wattlake_engine::{Engine, SourceStatus, Sources};
 

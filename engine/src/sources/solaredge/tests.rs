@@ -116,6 +116,37 @@ fn devices_are_told_apart_and_meters_together() {
 }
 
 #[test]
+fn answers_of_another_shape_are_no_readings() {
+    let bodies = [
+        r"{}",
+        r"[]",
+        r"null",
+        r"7",
+        r#"{"unit":"WH"}"#,
+        r#"{"unit":"WH","values":{}}"#,
+        r#"{"unit":"XYZ","values":[]}"#,
+        r#"{"unit":"WH","values":[{"timestamp":"2026-06-01T10:00:00Z"}]}"#,
+        r#"{"unit":"WH","values":[{"value":1}]}"#,
+        r#"{"unit":"WH","values":[{"timestamp":"2026-06-01T10:00:00","value":1}]}"#,
+        r#"{"unit":"WH","values":[{"timestamp":"2026-06-01T10:00:00Z","value":"1"}]}"#,
+        r#"{"unit":"WH","values":[{"timestamp":1780000000,"value":1}]}"#,
+        r#"{"unit":7,"values":[]}"#,
+        r#"{"period":{"from":"yesterday"},"unit":"WH","values":[]}"#,
+        r#"{"period":[],"unit":"WH","values":[]}"#,
+    ];
+    let day = window("2026-06-01T00:00:00Z", "2026-06-02T00:00:00Z");
+    for name in ["energy", "power", "meters", "storage", "inverters", "days"] {
+        for body in bodies {
+            let failure = decode(name, day, body).expect_err(body);
+            assert!(
+                failure.class == Class::BadPayload && failure.message.len() <= 512,
+                "{name} {body}: {failure:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn errors_have_their_classes() {
     let class = |status: u16, headers: &[(&'static str, &str)], body: &str, of: Option<&str>| {
         let headers: HeaderMap = headers
