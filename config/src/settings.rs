@@ -30,6 +30,7 @@ pub struct Settings {
     /// How long readings are kept; without rules for ever.
     pub retention: Vec<RetentionRule>,
     pub ingest: Ingest,
+    pub sources: Sources,
     pub query: Query,
     pub carbon: Carbon,
     pub log: Log,
@@ -310,6 +311,22 @@ impl Default for Ingest {
             created_at_resolution: Period::secs(60),
             mappings: Vec::new(),
         }
+    }
+}
+
+/// Polling of vendor APIs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sources {
+    /// Whether sources that use an API are polled.
+    pub poll: bool,
+    /// Disk for what vendors answered, to be decoded again with `wattlake replay`; 0: answers are not kept.
+    pub archive: ByteCount,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self { poll: true, archive: ByteCount::mib(0) }
     }
 }
 

@@ -111,6 +111,8 @@ const REGISTER: MetricKind = MetricKind::Register;
 const BUILT_IN: &[(&str, MetricKind, &str)] = &[
     ("power", EXTENSIVE, "kW"),
     ("consumption_power", EXTENSIVE, "kW"),
+    ("grid_power", EXTENSIVE, "kW"),
+    ("battery_power", EXTENSIVE, "kW"),
     ("import_power", EXTENSIVE, "kW"),
     ("export_power", EXTENSIVE, "kW"),
     ("charge_power", EXTENSIVE, "kW"),
@@ -136,6 +138,7 @@ const BUILT_IN: &[(&str, MetricKind, &str)] = &[
     ("day_charge_energy", INTERVAL, "kWh"),
     ("day_discharge_energy", INTERVAL, "kWh"),
     ("energy_total", REGISTER, "kWh"),
+    ("consumption_energy_total", REGISTER, "kWh"),
     ("import_energy_total", REGISTER, "kWh"),
     ("export_energy_total", REGISTER, "kWh"),
 ];

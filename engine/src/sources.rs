@@ -17,6 +17,9 @@ mod enphase;
 mod failure;
 mod gaps;
 mod http;
+mod http_json;
+mod mapping;
+mod raw;
 mod schedule;
 mod settings;
 mod solaredge;
@@ -41,15 +44,22 @@ use tokio::{
     task::JoinSet,
 };
 use uuid::Uuid;
-use wattlake_catalog::{EnergySource, EnergySourceDraft, EntityId, Fleet, Job, JobState};
+use wattlake_catalog::{EnergySource, EnergySourceDraft, EntityId, Fleet, Job, JobState, Quality};
 
-pub use self::settings::{Obstacle, PROVIDERS};
 use self::{
     ask::{Asker, Trouble},
     backfill::{Backfill, Step, step_key},
+    budget::Purpose,
+    connector::Window,
+    cursor::DAY,
     failure::Class,
     settings::SourceSettings,
+    store::{Places, batch},
     turn::Work,
+};
+pub use self::{
+    connector::FoundSystem,
+    settings::{Obstacle, PROVIDERS},
 };
 use crate::{Engine, Error, ErrorKind, Result};
 
@@ -58,6 +68,8 @@ const SECOND: i64 = 1_000_000;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The same where the clock is set by a test.
 const LOOK_OFTEN: Duration = Duration::from_millis(2);
+/// Readings that a dry run shows of a stream.
+const DRY_READINGS: usize = 100;
 /// Sources in their turn at once.
 const TURNS_AT_ONCE: usize = 64;
 /// A source that has nothing to do is looked at again after this: its tokens must not die.
@@ -105,6 +117,45 @@ pub struct BackfillPlan {
     pub calls_left: i64,
     pub estimated_end: Timestamp,
     pub streams: Vec<&'static str>,
+}
+
+/// What a poll would store of a stream.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DryRun {
+    pub stream: &'static str,
+    pub count: usize,
+    /// The first ones.
+    pub readings: Vec<DryReading>,
+    /// Readings that would not be stored: of devices that are not in the fleet, or in units that do not fit.
+    pub refused: u64,
+    /// What the configuration names and the answer does not have.
+    pub unmatched: Vec<String>,
+    /// Paths of numbers that the configuration does not take.
+    pub left_over: Vec<String>,
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DryReading {
+    pub entity_id: EntityId,
+    pub metric: String,
+    pub timestamp: Timestamp,
+    pub value: f64,
+    pub unit: String,
+    pub quality: Quality,
+}
+
+/// What came of decoding kept answers again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replayed {
+    pub answers: u64,
+    pub readings: u64,
+    pub refused: u64,
+    /// Answers that could not be read.
+    pub unread: u64,
 }
 
 /// A job with how far it has come.
@@ -552,6 +603,168 @@ impl Sources {
     fn obstacle(&self, source: &Source) -> Error {
         let glance = source.glance.lock();
         Error::invalid(glance.obstacle.as_ref().map_or("this source cannot be asked", |o| o.message.as_str()))
+    }
+
+    /// Asks for what the next poll would, and shows what would be stored; with an answer that somebody has kept, without a call.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with what is in the way.
+    pub async fn dry_run(
+        &self,
+        id: EntityId,
+        stream: Option<&str>,
+        answer: Option<&Value>,
+    ) -> Result<Vec<DryRun>> {
+        self.reconcile().await?;
+        let source = self.known(id)?;
+        let work = source.work.lock().await;
+        let Some(work) = work.as_ref() else { return Err(self.obstacle(&source)) };
+        let settings = &work.settings;
+        let named = |known: &&connector::Stream| stream.map_or(known.is_polled, |name| name == known.name);
+        let streams: Vec<_> = work.streams().iter().filter(named).copied().collect();
+        if streams.is_empty() {
+            let known: Vec<_> = work.streams().iter().map(|stream| stream.name).collect();
+            return Err(Error::invalid(format!("stream: there are {}", known.join(", "))));
+        }
+        let places = Places { settings, fleet: self.engine().catalog().fleet() };
+        let mut runs = Vec::new();
+        for stream in streams {
+            let now = self.now();
+            let window = match (answer, stream.is_instant) {
+                // Whatever time an answer is about.
+                (Some(_), _) => Window { from: i64::MIN / 4, to: now },
+                (None, true) => Window { from: now, to: now },
+                (None, false) => {
+                    let to = cursor::floor(now - stream.settles * SECOND, stream.cadence);
+                    Window { from: to - work.span(&stream).min(DAY), to }
+                }
+            };
+            let fetched;
+            let body = match answer {
+                Some(answer) => answer,
+                None => {
+                    let asked = self.0.asker.body(settings, Purpose::Poll, &stream, window, false).await;
+                    fetched = asked.map_err(|trouble| match trouble {
+                        Trouble::Later(at) => {
+                            Error::invalid(format!("no call may be made before {}", time(at)))
+                        }
+                        Trouble::Failed(failure) => Error::invalid(failure.message),
+                    })?;
+                    &fetched
+                }
+            };
+            let decoded = settings.connector.decode(&stream, window, body);
+            let (unmatched, left_over) = settings.connector.left_over(&stream, window, body);
+            let (points, error) = match decoded {
+                Ok(decoded) => (decoded.points, None),
+                Err(failure) => (Vec::new(), Some(settings.secrets.redact(&failure.message))),
+            };
+            let (batch, refused) = batch(self.engine(), &places, &points);
+            let reading = |row: usize| {
+                let series = &batch.table[batch.series[row] as usize];
+                DryReading {
+                    entity_id: series.entity,
+                    metric: series.metric.clone(),
+                    timestamp: time(batch.ts[row]),
+                    value: batch.value[row],
+                    unit: series.unit.clone(),
+                    quality: batch.quality[row],
+                }
+            };
+            runs.push(DryRun {
+                stream: stream.name,
+                count: batch.len(),
+                readings: (0..batch.len().min(DRY_READINGS)).map(reading).collect(),
+                refused,
+                unmatched,
+                left_over,
+                error,
+            });
+        }
+        Ok(runs)
+    }
+
+    /// Decodes what vendors answered in a span of time again and stores it; answers how many answers and readings that were, and how many
+    /// answers could not be read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with what is in the way.
+    pub async fn replay(&self, id: EntityId, from: Timestamp, to: Timestamp) -> Result<Replayed> {
+        self.reconcile().await?;
+        let source = self.known(id)?;
+        let work = source.work.lock().await;
+        let Some(work) = work.as_ref() else { return Err(self.obstacle(&source)) };
+        let settings = &work.settings;
+        let mut replayed = Replayed::default();
+        for answer in self.0.asker.raw.answers(id, from.as_microsecond(), to.as_microsecond()) {
+            let stream = work.streams().iter().find(|stream| raw::file_name(stream.name) == answer.stream);
+            let path = answer.path.clone();
+            let text = tokio::task::spawn_blocking(move || raw::read(&path)).await;
+            let text = text.map_err(|_| Error::internal("an answer could not be read"))??;
+            let window = Window { from: answer.from, to: answer.to };
+            let decoded = stream.zip(serde_json::from_slice::<Value>(&text).ok());
+            let decoded =
+                decoded.and_then(|(stream, body)| settings.connector.decode(stream, window, &body).ok());
+            let Some(decoded) = decoded else {
+                replayed.unread += 1;
+                continue;
+            };
+            let places = Places { settings, fleet: self.engine().catalog().fleet() };
+            let (batch, refused) = batch(self.engine(), &places, &decoded.points);
+            replayed.answers += 1;
+            replayed.readings += batch.len() as u64;
+            replayed.refused += refused;
+            self.engine().write(batch).await?;
+        }
+        Ok(replayed)
+    }
+
+    /// The systems that a credential sees, with the sources that poll them already. `metadata` is that of a source, with secrets in plain
+    /// text, or with those of `like`, a source that there is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with what is in the way.
+    pub async fn discover(
+        &self,
+        like: Option<EntityId>,
+        metadata: &Map<String, Value>,
+    ) -> Result<Vec<FoundSystem>> {
+        let now = time(self.now());
+        let mut source = match like {
+            Some(id) => self.engine().catalog().source_with_secrets(id).await?,
+            None => EnergySource {
+                id: EntityId(Uuid::nil()),
+                meter_id: EntityId(Uuid::nil()),
+                name: "discovery".into(),
+                source_type: "solar".into(),
+                capacity: None,
+                metadata: Map::new(),
+                active: true,
+                created_at: now,
+                updated_at: now,
+            },
+        };
+        source.metadata.extend(metadata.iter().map(|(name, value)| (name.clone(), value.clone())));
+        source.metadata.insert("useAPI".into(), true.into());
+        source.metadata.entry("systemId").or_insert("0".into());
+        let settings = SourceSettings::read(&source, &TimeZone::UTC)
+            .map_err(|obstacle| Error::invalid(obstacle.message))?;
+        let found = self.0.asker.list(&settings).await.map_err(|trouble| match trouble {
+            Trouble::Later(at) => Error::invalid(format!("no call may be made before {}", time(at))),
+            Trouble::Failed(failure) => Error::invalid(failure.message),
+        })?;
+        let mut found =
+            found.ok_or_else(|| Error::invalid("this vendor does not tell which systems there are"))?;
+        let fleet = self.engine().catalog().fleet();
+        let provider = source.metadata.get("apiProvider");
+        for system in &mut found {
+            let known = fleet.sources().find(|known| {
+                known.metadata.get("apiProvider") == provider
+                    && known.metadata.get("systemId").and_then(Value::as_str) == Some(&system.system_id)
+            });
+            system.source_id = known.map(|known| known.id);
+        }
+        Ok(found)
     }
 
     /// What a backfill of `from <= ts < to` would take.

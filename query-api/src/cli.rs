@@ -6,11 +6,14 @@ mod backup;
 mod compact;
 mod config;
 mod demo;
+mod discover;
+mod dry_run;
 mod export;
 mod gaps;
 mod import;
 mod logging;
 mod remote;
+mod replay;
 mod serve;
 mod simulate;
 mod snapshot;
@@ -91,6 +94,12 @@ Example:
     Snapshot(snapshot::SnapshotCommand),
     /// Fetches the history of an energy source from its vendor
     Backfill(backfill::BackfillArgs),
+    /// Lists the systems that a vendor's credential sees, and creates sources for them
+    Discover(discover::DiscoverArgs),
+    /// Shows what a poll of an energy source would store, and what its configuration misses
+    DryRun(dry_run::DryRunArgs),
+    /// Decodes kept answers of a vendor again
+    Replay(replay::ReplayArgs),
     /// Lists times without readings where the cadence expects some
     Gaps(gaps::GapsArgs),
     /// Answers as vendor APIs do, to try things out
@@ -203,6 +212,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Restore(args) => Box::pin(backup::restore(&common, args)).await,
         Command::Snapshot(command) => Box::pin(snapshot::run(&common, command)).await,
         Command::Backfill(args) => Box::pin(backfill::run(&common, args)).await,
+        Command::Discover(args) => Box::pin(discover::run(&common, args)).await,
+        Command::DryRun(args) => Box::pin(dry_run::run(&common, args)).await,
+        Command::Replay(args) => Box::pin(replay::run(&common, args)).await,
         Command::Gaps(args) => Box::pin(gaps::run(&common, args)).await,
         Command::Simulate(args) => Box::pin(simulate::run(&common, args)).await,
         Command::Status(args) => Box::pin(status::run(&common, args)).await,

@@ -3,6 +3,7 @@
 
 mod auth;
 mod balance;
+mod discovery;
 mod encode;
 mod energy_sources;
 mod etag;
@@ -36,6 +37,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use wattlake_engine::{Engine, Ingest, Sources};
 
 pub(crate) use auth::presented_token;
+pub(crate) use discovery::{Question, discover};
 pub(crate) use encode::{Encoder, OutputFormat};
 pub(crate) use routes::router;
 

@@ -244,7 +244,12 @@ pub(crate) async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let sources = open.sources.clone();
-    let polling = tokio::spawn(async move { sources.run().await });
+    let is_polling = open.engine.settings().sources.poll;
+    let polling = tokio::spawn(async move {
+        if is_polling {
+            sources.run().await;
+        }
+    });
     let served = listening.serve(stop).await;
     open.sources.stop();
     // After a failure of the log nothing is flushed: what is in memory is replayed from what is on disk.

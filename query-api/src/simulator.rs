@@ -187,9 +187,11 @@ impl Simulator {
         let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
         match path[..] {
             ["v2", "oauth2", "token"] => solaredge::token(self, request),
+            ["v2", "sites"] => solaredge::sites(self, request),
             ["v2", "sites", id] => solaredge::site(self, request, id),
             ["v2", "sites", id, ref rest @ ..] => solaredge::answer(self, request, id, rest),
             ["oauth", "token"] => enphase::token(self, request),
+            ["api", "v4", "systems"] => enphase::systems(self, request),
             ["api", "v4", "systems", id, ref rest @ ..] => enphase::answer(self, request, id, rest),
             ["simulator", "violations"] => {
                 reply(200, &json!({ "calls": self.calls(), "violations": self.violations() }))
@@ -248,6 +250,14 @@ impl Simulator {
             return Err(Refusal::Minute(now + MINUTE));
         }
         Ok(left)
+    }
+
+    /// The systems of a vendor that somebody may see, by id.
+    fn systems(&self, vendor: Vendor, may_see: impl Fn(&System) -> bool) -> Vec<&System> {
+        let systems = self.0.systems.values().map(|(system, _)| system);
+        let mut seen: Vec<_> = systems.filter(|system| system.vendor == vendor && may_see(system)).collect();
+        seen.sort_by(|a, b| a.id.cmp(&b.id));
+        seen
     }
 
     /// Asks a credential for a pause.

@@ -1,12 +1,15 @@
 """Polling simulated vendors: weeks in minutes, with a server that is killed again and again."""
 
 import datetime
+import http.server
 import json
 import os
 import random
 import struct
 import subprocess
+import threading
 import time
+import urllib.parse
 
 import pytest
 import requests
@@ -36,12 +39,12 @@ def system(vendor, n):
 class World:
     """Simulated vendors, a server that polls them, and the time for both."""
 
-    def __init__(self, tmp_path, start, systems, begin, *flags, every="3h", budget=None):
+    def __init__(self, tmp_path, start, systems, begin, *flags, every="3h", budget=None, known=()):
         self.clock_file = tmp_path / "clock"
         self.clock_file.write_bytes(b"\0" * 8)
         self.set(begin)
         self.systems, self.port = systems, free_port()
-        (tmp_path / "systems.json").write_text(json.dumps(systems))
+        (tmp_path / "systems.json").write_text(json.dumps([*systems, *known]))
         env = {"TEST_CLOCK_FILE": str(self.clock_file)}
         self.vendors = subprocess.Popen(
             [BINARY, "simulate", "--listen", f"127.0.0.1:{self.port}", "--systems", str(tmp_path / "systems.json"), *flags],
@@ -267,3 +270,106 @@ def test_a_users_path(world):
     w.server.stop()
     done = w.server.cli("backfill", "--source", source, "--from", "2026-05-20", "--to", "2026-05-25", "--json").stdout
     assert json.loads(done)["state"] == "done"
+
+
+def test_a_fleets_key_shows_its_sites_and_makes_sources_of_them(world, tmp_path):
+    fleet = [system("solaredge", n) | {"key": "canary-key-fleet", "id": f"{100 + n}"} for n in range(3)]
+    w = world([], epoch("2026-06-15T12:02:00Z"), "--generous", known=fleet)
+    metadata = {"apiProvider": "solaredge", "apiKey": "canary-key-fleet", "baseUrl": f"http://127.0.0.1:{w.port}/v2", "local": True,
+                "budget": {"perMinute": 1000, "perMonth": 10_000}}
+    ask = lambda **more: w.server.post("/api/discovery", json={"metadata": metadata} | more)
+    found = ask().json()
+    assert [(f["systemId"], f["timezone"], f["sourceId"]) for f in found] == [(f["id"], f["zone"], None) for f in fleet]
+    assert w.server.get("/api/sites").json() == []
+    assert ask(create=["999"]).status_code == 422
+    found = ask(create=["101"]).json()
+    made = [f["sourceId"] for f in found]
+    assert made[0] is made[2] is None and made[1]
+    site = w.server.get("/api/sites").json()[0]
+    assert site["name"] == "Site 101" and site["metadata"]["timezone"] == "America/New_York"
+    source = w.server.get(f"/api/energy-sources/{made[1]}").json()
+    assert source["metadata"]["apiKey"] == "***" and source["metadata"]["systemId"] == "101" and source["capacity"] == 6.0
+    wait_until(lambda: w.status().get(made[1], {}).get("readings", 0) > 50, "readings")
+    out = w.server.cli("discover", "--like", made[1], "--create", "all").stdout
+    assert out.count("ACTIVE") == 3 and "canary" not in out, out
+    assert len(w.server.get("/api/sites").json()) == 3 and w.server.cli("discover", "--like", made[1], "--create", "all").returncode == 0
+    assert len(w.server.get("/api/sites").json()) == 3
+    bad = w.server.post("/api/discovery", json={"metadata": metadata | {"apiKey": "wrong"}})
+    assert bad.status_code == 422 and "Invalid API key" in bad.text
+
+
+class Device(http.server.BaseHTTPRequestHandler):
+    """A device that answers what a test says."""
+
+    answers = {}
+    asked = []
+
+    def do_GET(self):
+        Device.asked.append((self.path, self.headers.get("Authorization")))
+        answer = Device.answers.get(self.path.split("?")[0])
+        if callable(answer):
+            answer = answer(urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query))
+        body = json.dumps(answer).encode()
+        self.send_response(200 if answer is not None else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def device():
+    Device.answers, Device.asked = {}, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Device)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_device_is_polled_by_a_preset_or_a_mapping(start, device):
+    server = start(settings={"sources.archive": "1MiB"})
+    body = {"site": {"name": "home", "metadata": {"timezone": "Europe/Berlin"}}, "meters": [
+        {"name": "grid", "category": "CONS", "sources": [{"name": "meter", "sourceType": "grid", "metadata": {
+            "useAPI": True, "apiProvider": "http_json", "preset": "shelly_gen2", "baseUrl": device, "local": True,
+            "updateFrequency": "5s", "auth": {"kind": "bearer", "token": "canary-jwt"}}}]}]}
+    minutes = lambda query: {"keys": [f"{p}_total_act_{k}" for p in "abc" for k in ("energy", "ret_energy")], "data": [
+        {"ts": int(query["ts"][0]) // 60 * 60, "period": 60, "values": [[1, 0, 2, 0, 3, 0.5]] * 10}]}
+    Device.answers = {"/rpc/Shelly.GetStatus": {"em:0": {"total_act_power": 558.965}, "emdata:0": {"total_act": 2589773.39, "total_act_ret": 1026.61},
+                                                "sys": {"uptime": 5}}, "/rpc/EMData.GetData": minutes}
+    source = server.post("/api/onboarding/complete", json=body).json()["sourceIds"][0]
+    latest = lambda: {row["metric"]: row["value"] for row in server.get(f"/api/latest?entityId={source}").json()}
+    wait_until(lambda: "import_energy" in latest(), "readings")
+    found = latest()
+    expected = {"grid_power": 0.558965, "import_energy_total": 2589.77339, "import_energy": 0.006}
+    assert found == pytest.approx(found | expected), found
+    assert {auth for _, auth in Device.asked} == {"Bearer canary-jwt"}
+    # What a mapping misses is shown, without a call when an answer is given.
+    path = f"/api/energy-sources/{source}"
+    run = server.post(path + "/dry-run", json={"stream": "status"}).json()[0]
+    assert run["count"] == 3 and run["leftOver"] == ["$['sys']['uptime']"] and run["unmatched"] == [], run
+    asked = len([p for p, _ in Device.asked if "GetStatus" in p])
+    (server.dir.parent / "answer.json").write_text(json.dumps({"em:0": {"total_act_pwr": 1}}))
+    out = server.cli("dry-run", "--source", source, "--stream", "status", "--answer", str(server.dir.parent / "answer.json")).stdout
+    assert "not found: the value of grid_power" in out and "not used: $['em:0']['total_act_pwr']" in out, out
+    # A mapping of one's own; answers that were kept are decoded again as it says.
+    assert server.request("PATCH", path, json={"metadata": {"preset": None, "updateFrequency": "1d", "requests": [
+        {"name": "status", "path": "/rpc/Shelly.GetStatus", "map": [{"rows": "$.sys", "values": [
+            {"metric": "uptime", "path": "$.uptime", "unit": "s"}]}]}]}}).status_code == 200
+    replayed = server.post(path + "/replay", json={"from": "now-1h", "to": "now"}).json()
+    assert replayed["answers"] >= 1 and replayed["readings"] >= 1, replayed
+    wait_until(lambda: latest().get("uptime") == 5, "the readings of the new mapping")
+    Device.answers = {"/rpc/Shelly.GetStatus": {"sys": {}}}
+    polled = server.post(path + "/poll").json()
+    assert "the mapping found nothing: the value of uptime" in polled["lastError"], polled
+    for change, words in [({"requests": [{"name": "x", "path": "/", "map": [{"rows": "$[", "values": []}]}]}, "JSONPath"),
+                          ({"requests": None}, "metadata.preset"), ({"preset": "shely"}, "shelly_gen2"),
+                          ({"preset": "tasmota", "auth": {"kind": "magic"}}, "metadata.auth")]:
+        assert server.request("PATCH", path, json={"metadata": change}).status_code == 200
+        tested = server.post(path + "/test").json()
+        assert tested["connectionStatus"] == "misconfigured" and words in tested["message"], tested
+    server.flush()
+    files = [f for f in server.dir.rglob("*") if f.is_file()]
+    assert not [f for f in files if b"canary" in f.read_bytes()] and any(".json.zst" in f.name for f in files)
+    assert "canary" not in server.log_text()

@@ -4,19 +4,25 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::Mutex as TurnMutex;
 use wattlake_catalog::{Grant, Progress, failpoint};
 
 use super::{
     budget::{Ledger, Purpose},
-    connector::{Decoded, Stream, Window},
+    connector::{Decoded, FoundSystem, Stream, Window},
     failure::{CallFailure, Class},
-    http::{Answer, HttpClient},
+    http::{Answer, Call, HttpClient},
+    raw::RawArchive,
     settings::SourceSettings,
 };
 use crate::{Batch, Engine};
 
 const SECOND: i64 = 1_000_000;
+/// Pages of a list of systems.
+const LIST_PAGES_MAX: usize = 50;
+/// A shorter page is the last one.
+const LIST_PAGE_MIN: usize = 50;
 /// A token is not used in its last minute.
 const TOKEN_MARGIN: i64 = 60 * SECOND;
 /// Access tokens are taken to live this long when the vendor does not say.
@@ -60,6 +66,7 @@ type Shared<T> = Mutex<HashMap<String, Arc<TurnMutex<T>>>>;
 pub(crate) struct Asker {
     pub engine: Arc<Engine>,
     client: HttpClient,
+    pub raw: RawArchive,
     /// By credential. Held while a call is counted.
     ledgers: Shared<Option<Ledger>>,
     /// By grant. Held while a token is refreshed, so that only one refresh is under way.
@@ -70,6 +77,11 @@ fn shared<T: Default>(all: &Shared<T>, name: &str) -> Arc<TurnMutex<T>> {
     Arc::clone(all.lock().entry(name.to_owned()).or_default())
 }
 
+fn redacted(settings: &SourceSettings, mut failure: CallFailure) -> CallFailure {
+    failure.message = settings.secrets.redact(&failure.message);
+    failure
+}
+
 fn ledger_key(credential: &str) -> String {
     format!("calls/{credential}")
 }
@@ -77,7 +89,8 @@ fn ledger_key(credential: &str) -> String {
 impl Asker {
     pub(crate) fn new(engine: Arc<Engine>) -> crate::Result<Self> {
         let client = HttpClient::new()?;
-        Ok(Self { engine, client, ledgers: Mutex::default(), tokens: Mutex::default() })
+        let raw = RawArchive::new(engine.settings());
+        Ok(Self { engine, client, raw, ledgers: Mutex::default(), tokens: Mutex::default() })
     }
 
     pub(crate) fn now(&self) -> i64 {
@@ -123,22 +136,59 @@ impl Asker {
         window: Window,
         in_utc: bool,
     ) -> Result<Decoded, Trouble> {
-        let answer = self.call(settings, purpose, Some((stream, window, in_utc))).await?;
-        let decoded = settings.connector.decode(stream, window, &answer.json()?);
-        Ok(decoded.map_err(|failure| self.redacted(settings, failure))?)
+        let body = self.body(settings, purpose, stream, window, in_utc).await?;
+        let decoded = settings.connector.decode(stream, window, &body);
+        Ok(decoded.map_err(|failure| redacted(settings, failure))?)
+    }
+
+    /// The answer for a window of a stream; it is kept when answers are.
+    pub(crate) async fn body(
+        &self,
+        settings: &SourceSettings,
+        purpose: Purpose,
+        stream: &Stream,
+        window: Window,
+        in_utc: bool,
+    ) -> Result<Value, Trouble> {
+        let make = || settings.connector.call(stream, window, in_utc);
+        let answer = self.call(settings, purpose, Some(stream), make).await?;
+        self.raw.keep(self.now(), settings.id, stream, window, &answer.body).await;
+        Ok(answer.json().map_err(|failure| redacted(settings, failure))?)
     }
 
     /// Tries the connection.
     pub(crate) async fn probe(&self, settings: &SourceSettings) -> Result<(), Trouble> {
-        let answer = self.call(settings, Purpose::Poll, None).await?;
-        answer.json().map(drop).map_err(Trouble::from)
+        let answer = self.call(settings, Purpose::Poll, None, || settings.connector.probe()).await?;
+        answer.json().map(drop).map_err(|failure| redacted(settings, failure).into())
+    }
+
+    /// The systems that the credential sees; `None`: the vendor has no such list.
+    pub(crate) async fn list(&self, settings: &SourceSettings) -> Result<Option<Vec<FoundSystem>>, Trouble> {
+        let mut found: Vec<FoundSystem> = Vec::new();
+        for page in 1..=LIST_PAGES_MAX {
+            let Some(call) = settings.connector.list(page) else { return Ok(None) };
+            let answer = self.call(settings, Purpose::Poll, None, || call.clone()).await?;
+            let listed = answer.json().and_then(|body| settings.connector.listed(&body));
+            let before = found.len();
+            for system in listed.map_err(|failure| redacted(settings, failure))? {
+                if !found.iter().any(|known| known.system_id == system.system_id) {
+                    found.push(system);
+                }
+            }
+            // Whatever a page holds: without anything new there is no further one.
+            if found.len() == before || found.len() - before < LIST_PAGE_MIN {
+                break;
+            }
+        }
+        Ok(Some(found))
     }
 
     async fn call(
         &self,
         settings: &SourceSettings,
         purpose: Purpose,
-        what: Option<(&Stream, Window, bool)>,
+        stream: Option<&Stream>,
+        make: impl Fn() -> Call,
     ) -> Result<Answer, Trouble> {
         let mut refused: Option<String> = None;
         loop {
@@ -148,10 +198,7 @@ impl Asker {
                 .await?
                 .map_err(Trouble::Later)?;
             failpoint!("poll.before_call");
-            let mut call = match what {
-                Some((stream, window, in_utc)) => settings.connector.call(stream, window, in_utc),
-                None => settings.connector.probe(),
-            };
+            let mut call = make();
             settings.connector.authorise(&mut call, token.as_deref());
             let mut secrets = settings.secrets.clone();
             token.iter().for_each(|token| secrets.add(token));
@@ -160,8 +207,7 @@ impl Asker {
             if answer.is_success() {
                 return Ok(answer);
             }
-            let mut failure =
-                settings.connector.failure(what.map(|(stream, ..)| stream), &answer, self.now());
+            let mut failure = settings.connector.failure(stream, &answer, self.now());
             failure.message = secrets.redact(&failure.message);
             match (&failure.class, token) {
                 // Once: a token that is refused right after it was made will be refused again.
@@ -186,11 +232,6 @@ impl Asker {
                 _ => return Err(failure.into()),
             }
         }
-    }
-
-    fn redacted(&self, settings: &SourceSettings, mut failure: CallFailure) -> CallFailure {
-        failure.message = settings.secrets.redact(&failure.message);
-        failure
     }
 
     /// A token that is valid; none where the vendor wants none. `refused` is one that the vendor does not take any more.

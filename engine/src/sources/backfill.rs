@@ -47,7 +47,7 @@ pub(crate) fn step_key(job: uuid::Uuid) -> String {
 
 /// Streams in the order in which history is fetched: few calls for many years come first.
 fn order(streams: &[Stream]) -> Vec<Stream> {
-    let mut ordered = streams.to_vec();
+    let mut ordered: Vec<_> = streams.iter().filter(|stream| !stream.is_instant).copied().collect();
     ordered.sort_by_key(|stream| std::cmp::Reverse(stream.cadence));
     ordered
 }
@@ -61,7 +61,7 @@ fn part(stream: &Stream, from: i64, to: i64, now: i64) -> Window {
 
 /// Calls that a time span takes.
 pub(crate) fn calls(streams: &[Stream], span: impl Fn(&Stream) -> i64, from: i64, to: i64, now: i64) -> i64 {
-    let calls = streams.iter().map(|stream| {
+    let calls = streams.iter().filter(|stream| !stream.is_instant).map(|stream| {
         let part = part(stream, from, to, now);
         let span = span(stream).max(1);
         (part.len().max(0) + span - 1) / span
@@ -147,6 +147,7 @@ mod tests {
         horizon: Some(10 * 86_400),
         is_polled: true,
         is_sparse: false,
+        is_instant: false,
     };
     const DAYS: Stream = Stream {
         name: "days",

@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
-use wattlake_catalog::Quality;
+use wattlake_catalog::{EntityId, Quality};
 
 use super::{
     budget::Limits,
     failure::CallFailure,
     http::{Answer, Call},
+    mapping::intern,
 };
 
 /// Microseconds since 1970 UTC, `from <= ts < to`.
@@ -44,6 +45,8 @@ pub(crate) struct Stream {
     pub is_polled: bool,
     /// Days without an entry are days without a value, not gaps.
     pub is_sparse: bool,
+    /// An answer is about now: there is no history to ask for.
+    pub is_instant: bool,
 }
 
 /// What a reading is about.
@@ -72,10 +75,24 @@ pub(crate) enum Quantity {
     DayExportEnergy,
     DayChargeEnergy,
     DayDischargeEnergy,
+    /// A metric of a configuration, and what it is about.
+    Named(MetricName, Option<Role>),
+}
+
+/// A name that lives as long as the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub(crate) struct MetricName(&'static str);
+
+impl<'de> Deserialize<'de> for MetricName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(intern(&String::deserialize(deserializer)?)))
+    }
 }
 
 /// Which entity a quantity is stored at, when the source names one for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
     Production,
     Consumption,
@@ -95,6 +112,10 @@ impl Role {
 }
 
 impl Quantity {
+    pub(crate) fn named(metric: &str, role: Option<Role>) -> Self {
+        Self::Named(MetricName(intern(metric)), role)
+    }
+
     pub(crate) fn role(self) -> Role {
         match self {
             Self::Power
@@ -115,6 +136,7 @@ impl Quantity {
             | Self::StateOfCharge
             | Self::DayChargeEnergy
             | Self::DayDischargeEnergy => Role::Storage,
+            Self::Named(_, role) => role.unwrap_or(Role::Production),
         }
     }
 
@@ -143,6 +165,7 @@ impl Quantity {
             Self::DayExportEnergy => "day_export_energy",
             Self::DayChargeEnergy => "day_charge_energy",
             Self::DayDischargeEnergy => "day_discharge_energy",
+            Self::Named(MetricName(metric), _) => metric,
         }
     }
 
@@ -152,6 +175,9 @@ impl Quantity {
             Self::ConsumptionPower => "power",
             Self::ConsumptionEnergy => "energy",
             Self::DayConsumptionEnergy => "day_energy",
+            Self::Named(MetricName("consumption_power"), _) => "power",
+            Self::Named(MetricName("consumption_energy"), _) => "energy",
+            Self::Named(MetricName("consumption_energy_total"), _) => "energy_total",
             other => other.metric(),
         }
     }
@@ -183,6 +209,21 @@ pub(crate) struct Decoded {
     pub misread_times: bool,
 }
 
+/// A system that a credential sees.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FoundSystem {
+    pub system_id: String,
+    pub name: String,
+    /// IANA name.
+    pub timezone: Option<String>,
+    /// kW.
+    pub capacity: Option<f64>,
+    pub status: Option<String>,
+    /// The energy source that polls it already.
+    pub source_id: Option<EntityId>,
+}
+
 /// A vendor's API for one source.
 pub(crate) trait Connector: Send + Sync + fmt::Debug {
     /// In the order in which they matter.
@@ -208,6 +249,24 @@ pub(crate) trait Connector: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`BadPayload`](super::failure::Class::BadPayload) when it is not of the known shape.
     fn decode(&self, stream: &Stream, window: Window, body: &Value) -> Result<Decoded, CallFailure>;
+
+    /// For who writes a configuration: what it names and the answer does not have, and numbers of the answer that it does not take.
+    fn left_over(&self, _: &Stream, _: Window, _: &Value) -> (Vec<String>, Vec<String>) {
+        (Vec::new(), Vec::new())
+    }
+
+    /// Asks for a page, from 1, of the systems that the credential sees; `None`: the vendor has no such list.
+    fn list(&self, _page: usize) -> Option<Call> {
+        None
+    }
+
+    /// The systems of a page.
+    ///
+    /// # Errors
+    /// As [`Connector::decode`].
+    fn listed(&self, _: &Value) -> Result<Vec<FoundSystem>, CallFailure> {
+        Ok(Vec::new())
+    }
 
     /// What an unsuccessful answer means; `stream`: none for a probe.
     fn failure(&self, stream: Option<&Stream>, answer: &Answer, now: i64) -> CallFailure;

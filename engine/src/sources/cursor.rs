@@ -72,7 +72,7 @@ impl Cursor {
 
     /// A window to read again, and which of [`AGAIN_DAYS`] that is. Whole days, as long as a window may be.
     pub(crate) fn again(&self, stream: &Stream, now: i64) -> Option<(usize, Window)> {
-        if !stream.is_polled {
+        if !stream.is_polled || stream.is_instant {
             return None;
         }
         (0..AGAIN_DAYS.len()).find_map(|level| {
@@ -152,6 +152,7 @@ mod tests {
         horizon: None,
         is_polled: true,
         is_sparse: false,
+        is_instant: false,
     };
 
     #[test]

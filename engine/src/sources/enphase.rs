@@ -12,7 +12,7 @@ use wattlake_catalog::Quality;
 
 use super::{
     budget::Limits,
-    connector::{Connector, Decoded, Point, Quantity, Stream, Window},
+    connector::{Connector, Decoded, FoundSystem, Point, Quantity, Stream, Window},
     failure::{CallFailure, Class},
     http::{Answer, Call},
 };
@@ -34,6 +34,7 @@ const WEEKLY: Stream = Stream {
     horizon: Some(HORIZON),
     is_polled: true,
     is_sparse: false,
+    is_instant: false,
 };
 
 const STREAMS: [Stream; 7] = [
@@ -54,6 +55,7 @@ const STREAMS: [Stream; 7] = [
         horizon: None,
         is_polled: false,
         is_sparse: true,
+        is_instant: false,
     },
 ];
 
@@ -221,6 +223,36 @@ impl Connector for Enphase {
             }
         }
         Ok(decoded)
+    }
+
+    fn list(&self, page: usize) -> Option<Call> {
+        let mut url = self.base.join("api/v4/systems").ok()?;
+        url.query_pairs_mut().append_pair("page", &page.to_string()).append_pair("size", "100");
+        Some(Call::get(url, self.is_local))
+    }
+
+    fn listed(&self, body: &Value) -> Result<Vec<FoundSystem>, CallFailure> {
+        let systems = body.get("systems").and_then(Value::as_array).ok_or_else(|| {
+            CallFailure::bad_payload("the answer has no list of systems", body.to_string().as_bytes())
+        })?;
+        let found = |system: &Value| {
+            let text = |name: &str| system.get(name).and_then(Value::as_str).map(str::to_owned);
+            let id = system.get("system_id").filter(|id| id.is_u64() || id.is_string())?;
+            Some(FoundSystem {
+                system_id: id.as_str().map_or_else(|| id.to_string(), str::to_owned),
+                name: text("name")?,
+                timezone: text("timezone"),
+                // Minus one says that it is not told.
+                capacity: system
+                    .get("system_size")
+                    .and_then(Value::as_f64)
+                    .filter(|watts| *watts > 0.0)
+                    .map(|watts| watts / 1000.0),
+                status: text("status"),
+                source_id: None,
+            })
+        };
+        Ok(systems.iter().filter_map(found).collect())
     }
 
     fn failure(&self, stream: Option<&Stream>, answer: &Answer, now: i64) -> CallFailure {

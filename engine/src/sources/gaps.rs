@@ -167,6 +167,7 @@ mod tests {
         horizon: None,
         is_polled: true,
         is_sparse: false,
+        is_instant: false,
     };
 
     fn point(quarter: i64) -> Point {

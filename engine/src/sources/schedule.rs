@@ -56,7 +56,7 @@ impl Schedule {
 }
 
 /// The seconds of a length of time.
-fn seconds(text: &str) -> Option<i64> {
+pub(crate) fn seconds(text: &str) -> Option<i64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: i64 = text[..digits].parse().ok()?;
     let unit = match text[digits..].trim() {

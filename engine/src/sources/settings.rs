@@ -13,12 +13,13 @@ use super::{
     connector::{Connector, Role},
     enphase::{self, Enphase},
     failure::Secrets,
+    http_json::{self, Authorisation, HttpJson},
     schedule::Schedule,
     solaredge::{self, Access, SolarEdge},
 };
 
 /// Providers that there is a connector for.
-pub const PROVIDERS: [&str; 2] = ["enphase", "solaredge"];
+pub const PROVIDERS: [&str; 3] = ["enphase", "http_json", "solaredge"];
 /// How often a source is asked that says nothing.
 const EVERY: &str = "1h";
 
@@ -106,7 +107,10 @@ impl SourceSettings {
             }
             Ok(url)
         };
-        let system = fields.required("systemId")?;
+        let system = match provider {
+            "http_json" => fields.text("systemId")?.unwrap_or_default(),
+            _ => fields.required("systemId")?,
+        };
         if !system.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) || system.len() > 64 {
             return Err(misconfigured("metadata.systemId: letters, digits, - and _ only"));
         }
@@ -127,6 +131,25 @@ impl SourceSettings {
                 };
                 let account = connector.key.clone();
                 (Box::new(connector), account, Some(fields.required("refreshToken")?))
+            }
+            "http_json" => {
+                let authorisation = fields.authorisation()?;
+                authorisation.secret().iter().for_each(|secret| secrets.add(secret));
+                if fields.text("baseUrl")?.is_none() {
+                    return Err(misconfigured(
+                        "metadata.baseUrl is required, for example http://192.168.1.20",
+                    ));
+                }
+                let connector = HttpJson {
+                    base: base("")?,
+                    is_local,
+                    system: system.to_owned(),
+                    zone: zone.clone(),
+                    authorisation,
+                    requests: fields.requests()?,
+                };
+                let account = connector.base.to_string();
+                (Box::new(connector), account, None)
             }
             _ => {
                 let (access, account, grant) = match fields.text("apiKey")? {
@@ -202,6 +225,26 @@ impl<'a> Fields<'a> {
             None | Some(Value::Null) => Ok(false),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(_) => Err(misconfigured(format!("metadata.{name}: true or false is expected"))),
+        }
+    }
+
+    fn authorisation(&self) -> Result<Authorisation, Obstacle> {
+        match self.metadata.get("auth") {
+            None | Some(Value::Null) => Ok(Authorisation::None),
+            Some(auth) => serde_path_to_error::deserialize(auth)
+                .map_err(|error| misconfigured(format!("metadata.auth: {}", error.inner()))),
+        }
+    }
+
+    /// Those of a preset, or written out.
+    fn requests(&self) -> Result<Vec<http_json::Request>, Obstacle> {
+        match (self.text("preset")?, self.metadata.get("requests").filter(|requests| !requests.is_null())) {
+            (Some(name), None) => {
+                http_json::preset(name).map_err(|words| misconfigured(format!("metadata.preset: {words}")))
+            }
+            (None, Some(requests)) => http_json::requests(requests)
+                .map_err(|words| misconfigured(format!("metadata.requests: {words}"))),
+            _ => Err(misconfigured("either metadata.preset or metadata.requests is required")),
         }
     }
 

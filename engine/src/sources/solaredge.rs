@@ -12,7 +12,7 @@ use wattlake_catalog::Quality;
 
 use super::{
     budget::Limits,
-    connector::{Connector, Decoded, Point, Quantity, Stream, Window},
+    connector::{Connector, Decoded, FoundSystem, Point, Quantity, Stream, Window},
     failure::{CallFailure, Class},
     http::{Answer, Body, Call},
 };
@@ -31,6 +31,7 @@ const QUARTERS: Stream = Stream {
     horizon: None,
     is_polled: true,
     is_sparse: false,
+    is_instant: false,
 };
 
 /// All answers that are read, the default ones first.
@@ -50,6 +51,7 @@ const STREAMS: [Stream; 6] = [
         horizon: None,
         is_polled: false,
         is_sparse: true,
+        is_instant: false,
     },
 ];
 
@@ -263,6 +265,35 @@ impl Connector for SolarEdge {
         }
         decoded.points = combined(decoded.points);
         Ok(decoded)
+    }
+
+    fn list(&self, page: usize) -> Option<Call> {
+        // Owners' grants are of one site.
+        let Access::Key(_) = self.access else { return None };
+        let mut url = self.base.join("sites").ok()?;
+        url.query_pairs_mut().append_pair("page", &page.to_string()).append_pair("sites-in-page", "1000");
+        Some(Call::get(url, self.is_local))
+    }
+
+    fn listed(&self, body: &Value) -> Result<Vec<FoundSystem>, CallFailure> {
+        // An earlier version answered a bare array.
+        let sites = body.pointer("/sites/site").unwrap_or(body).as_array();
+        let sites = sites.ok_or_else(|| {
+            CallFailure::bad_payload("the answer has no list of sites", body.to_string().as_bytes())
+        })?;
+        let found = |site: &Value| {
+            let text = |place: &str| site.pointer(place).and_then(Value::as_str).map(str::to_owned);
+            let id = site.get("siteId").filter(|id| id.is_u64() || id.is_string())?;
+            Some(FoundSystem {
+                system_id: id.as_str().map_or_else(|| id.to_string(), str::to_owned),
+                name: text("/name")?,
+                timezone: text("/location/timezone"),
+                capacity: site.get("peakPower").and_then(Value::as_f64),
+                status: text("/activationStatus"),
+                source_id: None,
+            })
+        };
+        Ok(sites.iter().filter_map(found).collect())
     }
 
     /// Errors are `application/problem+json` (RFC 9457).

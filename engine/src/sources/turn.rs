@@ -158,6 +158,9 @@ impl Work {
         if self.cursor(stream).closed_until > now {
             return Next::Done;
         }
+        if stream.is_instant {
+            return self.poll_instant(asker, stream, now).await;
+        }
         let mut windows = self.cursor(stream).fresh(stream, now);
         // A site that was silent is asked for the newest window first: only when there is something, the others are worth a call.
         if self.cursor(stream).is_silent && windows.len() > 1 {
@@ -188,6 +191,21 @@ impl Work {
             return self.stay_silent(asker, stream).await;
         }
         Next::Done
+    }
+
+    /// Asks how it stands now.
+    async fn poll_instant(&mut self, asker: &Asker, stream: &Stream, now: i64) -> Next {
+        let window = Window { from: self.cursor(stream).until.min(now), to: now };
+        match self.fetch(asker, Purpose::Poll, stream, window, false).await {
+            Ok(_) => {
+                // It would be written to the log at every poll, and says nothing that the readings do not.
+                if let Some(cursor) = self.cursors.get_mut(stream.name) {
+                    cursor.until = now;
+                }
+                Next::Done
+            }
+            Err(trouble) => self.handle(asker, stream, window, trouble).await,
+        }
     }
 
     /// Nothing new: the next poll asks with fewer calls.
@@ -402,7 +420,8 @@ impl Work {
         let places = Places { settings: &self.settings, fleet };
         let (mut batch, refused) = batch(&asker.engine, &places, &decoded.points);
         let stored = batch.len() as u64;
-        if cursor != *self.cursor(stream) {
+        let is_kept = !stream.is_instant || cursor.closed_until != self.cursor(stream).closed_until;
+        if is_kept && cursor != *self.cursor(stream) {
             batch.progress.push(self.progress(stream, &cursor)?);
         }
         batch.progress.extend(more);
@@ -516,7 +535,7 @@ impl Work {
 
     /// The time up to which everything polled was read.
     pub(crate) fn read_until(&self) -> Option<i64> {
-        let polled = self.streams.iter().filter(|stream| stream.is_polled);
+        let polled = self.streams.iter().filter(|stream| stream.is_polled && !stream.is_instant);
         polled.map(|stream| self.cursor(stream).until).min()
     }
 
@@ -538,6 +557,9 @@ impl Work {
 
 /// Learns from an answer what the stream is like.
 fn observe(cursor: &mut Cursor, stream: &Stream, decoded: &Decoded) {
+    if stream.is_instant {
+        return;
+    }
     let whole = decoded.points.iter().filter(|point| point.device.is_none());
     cursor.seen.extend(whole.map(|point| point.quantity));
     if let Some(first) = decoded.points.iter().map(|point| point.ts).min() {

@@ -8,6 +8,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde_json::Value;
 use uuid::Uuid;
 use wattlake_catalog::{Access, EntityId, GapState};
 use wattlake_engine::ErrorKind;
@@ -25,7 +26,7 @@ use crate::{
 };
 
 /// What is wrong with a source is nothing that the request could say otherwise.
-fn obstacle(error: wattlake_engine::Error) -> ApiError {
+pub(super) fn obstacle(error: wattlake_engine::Error) -> ApiError {
     match error.kind {
         ErrorKind::Invalid => ApiError::new(Kind::Unprocessable, error.message),
         _ => error.into(),
@@ -91,6 +92,53 @@ pub(super) async fn backfill(
         true => Ok(json_response(&app.sources.plan_backfill(id, from, to).await.map_err(obstacle)?)),
         false => Ok(json_response(&app.sources.start_backfill(id, from, to).await.map_err(obstacle)?)),
     }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Trial {
+    stream: Option<String>,
+    answer: Option<Value>,
+}
+
+/// `POST /api/energy-sources/{id}/dry-run`: what a poll would store, or what a given answer says.
+pub(super) async fn dry_run(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Response> {
+    let id: EntityId = id.parse()?;
+    EnergySources::find(&app, &access, id)?;
+    let trial: Trial = match body.is_empty() {
+        true => Trial { stream: None, answer: None },
+        false => read_json(&body)?,
+    };
+    let runs =
+        app.sources.dry_run(id, trial.stream.as_deref(), trial.answer.as_ref()).await.map_err(obstacle)?;
+    Ok(json_response(&runs))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Span {
+    from: String,
+    to: String,
+}
+
+/// `POST /api/energy-sources/{id}/replay`: decodes kept answers again.
+pub(super) async fn replay(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Response> {
+    let id: EntityId = id.parse()?;
+    EnergySources::find(&app, &access, id)?;
+    let span: Span = read_json(&body)?;
+    let from = parse_instant("from", &span.from, &app.zone(), app.now())?;
+    let to = parse_instant("to", &span.to, &app.zone(), app.now())?;
+    Ok(json_response(&app.sources.replay(id, from, to).await.map_err(obstacle)?))
 }
 
 #[derive(Debug, Deserialize)]

@@ -17,7 +17,7 @@ use wattlake_catalog::Scope::{Admin, Read, Write};
 use super::{
     App,
     auth::{Rule, Rule::Needs, Rule::Open, authorize},
-    balance,
+    balance, discovery,
     energy_sources::{self, EnergySources},
     hierarchy, import, latest, line_protocol, maintenance, measurements,
     meters::{self, Meters},
@@ -67,6 +67,9 @@ pub(super) fn routes() -> Vec<Route> {
         route("/api/energy-sources/{id}/test", Needs(Admin), post(polling::test)),
         route("/api/energy-sources/{id}/poll", Needs(Admin), post(polling::poll)),
         route("/api/energy-sources/{id}/backfill", Needs(Admin), post(polling::backfill)),
+        route("/api/energy-sources/{id}/dry-run", Needs(Admin), post(polling::dry_run)),
+        route("/api/energy-sources/{id}/replay", Needs(Admin), post(polling::replay)),
+        route("/api/discovery", Needs(Admin), post(discovery::post)),
         route("/api/jobs", Needs(Read), get(polling::jobs)),
         route("/api/jobs/{id}", Needs(Read), get(polling::job)),
         route("/api/jobs/{id}", Needs(Admin), delete(polling::cancel)),

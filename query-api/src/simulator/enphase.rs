@@ -5,7 +5,7 @@ use jiff::{ToSpan, civil::Date};
 use serde_json::{Value, json};
 
 use super::{
-    Refusal, Request, SECOND, Simulator, Vendor,
+    Refusal, Request, SECOND, Simulator, System, Vendor,
     chaos::{self, Wrong},
     plant::{Measure, Plant, QUARTER},
     reply,
@@ -35,6 +35,31 @@ pub(super) fn token(simulator: &Simulator, request: &Request) -> Response {
             reply(401, &json!({ "error": "invalid_grant", "error_description": "Invalid refresh token" }))
         }
     }
+}
+
+/// `GET /api/v4/systems`: those of an owner.
+pub(super) fn systems(simulator: &Simulator, request: &Request) -> Response {
+    let key = request.param("key").unwrap_or_default();
+    let token = request.bearer().unwrap_or_default();
+    let mut systems = simulator.systems(Vendor::Enphase, |system| {
+        system.key.as_deref() == Some(key)
+            && simulator.0.seen.lock().tokens.is_valid(token, &system.id, request.now)
+    });
+    if systems.is_empty() {
+        return refusal(401, "Not Authorized", "User is not authorized");
+    }
+    if request.param("page") != Some("1") {
+        systems.clear();
+    }
+    let system = |system: &System| {
+        json!({ "system_id": system.id, "name": format!("System {}", system.id), "timezone": system.zone, "system_size": -1,
+            "status": "normal" })
+    };
+    let systems: Vec<_> = systems.into_iter().map(system).collect();
+    reply(
+        200,
+        &json!({ "total": systems.len(), "current_page": 1, "size": 100, "items": "systems", "systems": systems }),
+    )
 }
 
 /// `GET /api/v4/systems/{id}/...`.

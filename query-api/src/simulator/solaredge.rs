@@ -72,6 +72,24 @@ fn admit<'a>(
     Ok((system, plant, left))
 }
 
+/// `GET /v2/sites`: those of a fleet's key.
+pub(super) fn sites(simulator: &Simulator, request: &Request) -> Response {
+    let Some(key) = request.header("x-api-key") else { return problem(401, "Invalid API key") };
+    let mut sites: Vec<_> = simulator.systems(Vendor::SolarEdge, |system| system.key.as_deref() == Some(key));
+    if sites.is_empty() {
+        return problem(401, "Invalid API key");
+    }
+    if request.param("page") != Some("1") {
+        sites.clear();
+    }
+    let site = |system: &System| {
+        json!({ "siteId": system.id, "name": format!("Site {}", system.id), "peakPower": system.peak, "activationStatus": "ACTIVE",
+            "location": { "city": "Somewhere", "timezone": system.zone } })
+    };
+    let sites: Vec<_> = sites.into_iter().map(site).collect();
+    reply(200, &json!({ "sites": { "count": sites.len(), "site": sites } }))
+}
+
 /// `GET /v2/sites/{id}`.
 pub(super) fn site(simulator: &Simulator, request: &Request, id: &str) -> Response {
     match admit(simulator, request, id) {

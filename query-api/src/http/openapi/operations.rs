@@ -268,6 +268,23 @@ pub(super) fn operations() -> Vec<Operation> {
         sources(Post, "/api/energy-sources/{id}/backfill", "Fetches history")
             .body(as_json(record(vec![("from!", text()), ("to!", text()), ("dryRun", boolean())])))
             .answers(200, "The job, or with dryRun what it would take", as_json(object())),
+        sources(
+            Post,
+            "/api/energy-sources/{id}/dry-run",
+            "Shows what a poll would store, or what an answer says",
+        )
+        .body(as_json(record(vec![("stream", nullable(Type::String)), ("answer", object())])))
+        .answers(200, "By kind of answer", as_json(list(object()))),
+        sources(Post, "/api/energy-sources/{id}/replay", "Decodes kept answers again")
+            .body(as_json(record(vec![("from!", text()), ("to!", text())])))
+            .answers(200, "What came of it", as_json(object())),
+        sources(
+            Post,
+            "/api/discovery",
+            "Lists the systems that a vendor's credential sees, and creates those that are wanted",
+        )
+        .body(as_json(record(vec![("like", uuid()), ("metadata", object()), ("create", list(text()))])))
+        .answers(200, "The systems, with the sources that poll them", as_json(list(object()))),
         sources(Get, "/api/jobs", "What is being fetched").paged().answers(
             200,
             "A page",

@@ -1,0 +1,343 @@
+//! Any HTTP API that answers JSON, as a configuration says: what is asked for, and how answers are [mapped](super::mapping).
+
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use jiff::{Timestamp, tz::TimeZone};
+use reqwest::Method;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json_path::JsonPath;
+use url::Url;
+
+use super::{
+    budget::Limits,
+    connector::{Connector, Decoded, Stream, Window},
+    failure::{CallFailure, Class},
+    http::{Answer, Body, Call},
+    mapping::{self, Mapped, Mapping, intern},
+    schedule,
+};
+
+/// Requests and mappings of one source.
+const PARTS_MAX: usize = 32;
+
+/// What a preset or a user says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    pub name: String,
+    path: String,
+    #[serde(default)]
+    post: bool,
+    #[serde(default)]
+    query: BTreeMap<String, String>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    body: Option<Value>,
+    /// For APIs that answer windows of history; without it an answer is about now.
+    window: Option<WindowSpec>,
+    /// What an answer must say to be one.
+    ok_when: Option<Condition>,
+    pub map: Vec<Mapping>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WindowSpec {
+    #[serde(deserialize_with = "period")]
+    cadence: i64,
+    #[serde(deserialize_with = "period")]
+    span: i64,
+    #[serde(default = "minute", deserialize_with = "period")]
+    settle: i64,
+    #[serde(default, deserialize_with = "period")]
+    overlap: i64,
+    #[serde(default, deserialize_with = "some_period")]
+    horizon: Option<i64>,
+}
+
+fn minute() -> i64 {
+    60
+}
+
+fn period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let seconds = schedule::seconds(&text).filter(|seconds| (1..=3660 * 86_400).contains(seconds));
+    seconds.ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no length of time, as 15min or 7d")))
+}
+
+fn some_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    period(deserializer).map(Some)
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Condition {
+    path: JsonPath,
+    equals: Value,
+}
+
+/// Who asks. Secrets are fields of their own, so that they are encrypted and never shown.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind", deny_unknown_fields)]
+pub(crate) enum Authorisation {
+    #[default]
+    None,
+    Bearer {
+        token: String,
+    },
+    Basic {
+        user: String,
+        password: String,
+    },
+    Header {
+        name: String,
+        token: String,
+    },
+    Query {
+        name: String,
+        token: String,
+    },
+}
+
+impl Authorisation {
+    pub(crate) fn secret(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Bearer { token } | Self::Header { token, .. } | Self::Query { token, .. } => Some(token),
+            Self::Basic { password, .. } => Some(password),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct HttpJson {
+    pub base: Url,
+    pub is_local: bool,
+    pub system: String,
+    pub zone: TimeZone,
+    pub authorisation: Authorisation,
+    pub requests: Vec<Request>,
+}
+
+/// Requests of known devices.
+const PRESETS: [(&str, &str); 6] = [
+    ("fronius", include_str!("presets/fronius.json")),
+    ("homewizard", include_str!("presets/homewizard.json")),
+    ("iq_gateway", include_str!("presets/iq_gateway.json")),
+    ("opendtu", include_str!("presets/opendtu.json")),
+    ("shelly_gen2", include_str!("presets/shelly_gen2.json")),
+    ("tasmota", include_str!("presets/tasmota.json")),
+];
+
+/// The requests of a preset.
+///
+/// # Errors
+/// A text that names all presets.
+pub(crate) fn preset(name: &str) -> Result<Vec<Request>, String> {
+    let Some((_, text)) = PRESETS.iter().find(|(known, _)| *known == name) else {
+        let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+        return Err(format!("`{name}` is not one of {}", names.join(", ")));
+    };
+    serde_json::from_str(text).map_err(|error| format!("the preset {name} is damaged: {error}"))
+}
+
+/// Reads requests as somebody wrote them.
+///
+/// # Errors
+/// A text that names what is wrong.
+pub(crate) fn requests(value: &Value) -> Result<Vec<Request>, String> {
+    let requests: Vec<Request> =
+        serde_path_to_error::deserialize(value).map_err(|error| error.to_string())?;
+    let parts: usize = requests.iter().map(|request| 1 + request.map.len()).sum();
+    if requests.is_empty() || parts > PARTS_MAX {
+        return Err(format!("1 to {PARTS_MAX} requests and mappings are expected"));
+    }
+    Ok(requests)
+}
+
+impl HttpJson {
+    fn request(&self, stream: &Stream) -> &Request {
+        // A stream is made of a request.
+        self.requests.iter().find(|request| request.name == stream.name).unwrap_or(&self.requests[0])
+    }
+
+    /// Replaces `{from:s}`, `{to:%Y-%m-%d}`, `{systemId}` and the like.
+    fn fill(&self, template: &str, window: Window) -> String {
+        let mut out = String::new();
+        let mut rest = template;
+        while let Some((before, after)) = rest.split_once('{') {
+            out.push_str(before);
+            let Some((name, after)) = after.split_once('}') else {
+                out.push('{');
+                rest = after;
+                continue;
+            };
+            let time = |ts: i64, format: &str| {
+                let at = Timestamp::from_microsecond(ts).unwrap_or_default();
+                match format {
+                    "s" => at.as_second().to_string(),
+                    "ms" => at.as_millisecond().to_string(),
+                    "rfc3339" => at.to_string(),
+                    pattern => at.to_zoned(self.zone.clone()).strftime(pattern).to_string(),
+                }
+            };
+            match name.split_once(':') {
+                Some(("from", format)) => out.push_str(&time(window.from, format)),
+                Some(("to", format)) => out.push_str(&time(window.to, format)),
+                _ if name == "systemId" => out.push_str(&self.system),
+                _ => {
+                    out.push('{');
+                    out.push_str(name);
+                    out.push('}');
+                }
+            }
+            rest = after;
+        }
+        out + rest
+    }
+
+    fn call_of(&self, request: &Request, window: Window) -> Call {
+        let path = self.fill(&request.path, window);
+        // Only within the base: a path cannot lead to another host.
+        let mut url = self.base.clone();
+        let joined = format!("{}/{}", self.base.path().trim_end_matches('/'), path.trim_start_matches('/'));
+        let (path, query) =
+            joined.split_once('?').map_or((joined.as_str(), None), |(path, query)| (path, Some(query)));
+        url.set_path(path);
+        url.set_query(query);
+        for (name, value) in &request.query {
+            url.query_pairs_mut().append_pair(name, &self.fill(value, window));
+        }
+        let mut call = Call::get(url, self.is_local);
+        call.headers
+            .extend(request.headers.iter().map(|(name, value)| (intern(name), self.fill(value, window))));
+        if request.post {
+            call.method = Method::POST;
+            call.body = request.body.clone().map_or(Body::None, Body::Json);
+        }
+        call
+    }
+
+    /// What mappings make of an answer, with what they left.
+    pub(crate) fn map(&self, stream: &Stream, window: Window, body: &Value) -> Result<Mapped, CallFailure> {
+        let request = self.request(stream);
+        if let Some(Condition { path, equals }) = &request.ok_when {
+            let found = path.query(body).first().cloned().unwrap_or_default();
+            if found != *equals {
+                let words = format!("the answer says {path} = {found}, not {equals}");
+                return Err(CallFailure::bad_payload(words, body.to_string().as_bytes()));
+            }
+        }
+        let mut mapped = Mapped::default();
+        for mapping in &request.map {
+            mapping.apply(body, &self.zone, window.to, &mut mapped);
+        }
+        Ok(mapped)
+    }
+}
+
+impl Connector for HttpJson {
+    fn streams(&self) -> Vec<Stream> {
+        let stream = |request: &Request| {
+            let now = Stream {
+                name: intern(&request.name),
+                cadence: 1,
+                span_max: 366 * 86_400,
+                span_min: 1,
+                settles: 0,
+                overlap: 0,
+                horizon: None,
+                is_polled: true,
+                is_sparse: true,
+                is_instant: true,
+            };
+            match &request.window {
+                None => now,
+                Some(window) => Stream {
+                    cadence: window.cadence,
+                    span_max: window.span.max(window.cadence),
+                    span_min: window.cadence,
+                    settles: window.settle,
+                    overlap: window.overlap,
+                    horizon: window.horizon,
+                    is_sparse: false,
+                    is_instant: false,
+                    ..now
+                },
+            }
+        };
+        self.requests.iter().map(stream).collect()
+    }
+
+    /// Devices at home have no quota; this only bounds what a slip of the pen can do.
+    fn limits(&self) -> Limits {
+        Limits { per_minute: 60, per_month: 1_000_000, reserve: 0.2, reset_day: 1 }
+    }
+
+    fn probe(&self) -> Call {
+        self.call_of(&self.requests[0], Window { from: 0, to: 0 })
+    }
+
+    fn call(&self, stream: &Stream, window: Window, _: bool) -> Call {
+        self.call_of(self.request(stream), window)
+    }
+
+    fn authorise(&self, call: &mut Call, _: Option<&str>) {
+        match &self.authorisation {
+            Authorisation::None => {}
+            Authorisation::Bearer { token } => {
+                call.headers.push(("Authorization", format!("Bearer {token}")))
+            }
+            Authorisation::Basic { user, password } => {
+                let who = BASE64.encode(format!("{user}:{password}"));
+                call.headers.push(("Authorization", format!("Basic {who}")));
+            }
+            Authorisation::Header { name, token } => call.headers.push((intern(name), token.clone())),
+            Authorisation::Query { name, token } => drop(call.url.query_pairs_mut().append_pair(name, token)),
+        }
+    }
+
+    fn refresh(&self, _: &str) -> Option<Call> {
+        None
+    }
+
+    fn decode(&self, stream: &Stream, window: Window, body: &Value) -> Result<Decoded, CallFailure> {
+        let mapped = self.map(stream, window, body)?;
+        if mapped.points.is_empty() && !mapped.unmatched.is_empty() && stream.is_instant {
+            let words = format!("the mapping found nothing: {}", mapped.unmatched.join(", "));
+            return Err(CallFailure::bad_payload(words, body.to_string().as_bytes()));
+        }
+        let mut decoded = Decoded { points: mapped.points, ..Decoded::default() };
+        if !stream.is_instant {
+            decoded.points.retain(|point| (window.from..window.to).contains(&point.ts));
+        }
+        Ok(decoded)
+    }
+
+    fn left_over(&self, stream: &Stream, window: Window, body: &Value) -> (Vec<String>, Vec<String>) {
+        match self.map(stream, window, body) {
+            Ok(mapped) => {
+                let left = mapping::left_over(body, &mapped);
+                (mapped.unmatched, left)
+            }
+            Err(failure) => (vec![failure.message], Vec::new()),
+        }
+    }
+
+    fn failure(&self, stream: Option<&Stream>, answer: &Answer, now: i64) -> CallFailure {
+        let words = format!("{} answered {}", answer.name, answer.status);
+        let class = match answer.status {
+            401 | 403 => Class::AuthDead,
+            404 if stream.is_some() => Class::Forbidden,
+            413 | 422 if stream.is_some_and(|stream| !stream.is_instant) => Class::WindowTooLarge,
+            429 => answer.retry_after(now).map_or(Class::Retry, |until| Class::Throttled { until }),
+            _ => return answer.usual_failure(now).unwrap_or_else(|| CallFailure::new(Class::Refused, words)),
+        };
+        CallFailure::new(class, words)
+    }
+}
+
+#[cfg(test)]
+mod tests;
