@@ -19,6 +19,7 @@ mod gaps;
 mod http;
 mod http_json;
 mod mapping;
+mod mqtt;
 mod raw;
 mod schedule;
 mod settings;
@@ -41,7 +42,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::{
     sync::{Mutex as TurnMutex, Notify},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
 use uuid::Uuid;
 use wattlake_catalog::{EnergySource, EnergySourceDraft, EntityId, Fleet, Job, JobState, Quality};
@@ -74,6 +75,8 @@ const DRY_READINGS: usize = 100;
 const TURNS_AT_ONCE: usize = 64;
 /// A source that has nothing to do is looked at again after this: its tokens must not die.
 const IDLE_MAX: i64 = 86_400 * SECOND;
+/// The provider that is listened to.
+const MQTT: &str = "mqtt";
 /// What the runner itself writes into metadata.
 const OWN_FIELDS: [&str; 3] = ["connectionStatus", "lastTested", "lastError"];
 
@@ -203,6 +206,16 @@ struct Source {
     /// Held during a turn.
     work: TurnMutex<Option<Work>>,
     glance: Mutex<Glance>,
+    /// Of a source that is not polled but listens.
+    listener: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.get_mut().take() {
+            listener.abort();
+        }
+    }
 }
 
 /// What is shown of a source while it works.
@@ -361,13 +374,63 @@ impl Sources {
                 fresh.push(self.take_up(source, zone).await?);
             }
         }
-        let mut known = self.0.known.lock();
-        known.sources.retain(|id, _| wanted.contains(id));
-        for source in fresh {
-            known.sources.insert(source.id, Arc::new(source));
+        let fresh: Vec<_> = fresh.into_iter().map(Arc::new).collect();
+        {
+            let mut known = self.0.known.lock();
+            known.sources.retain(|id, _| wanted.contains(id));
+            for source in &fresh {
+                known.sources.insert(source.id, Arc::clone(source));
+            }
+            known.fleet = Some(fleet);
         }
-        known.fleet = Some(fleet);
+        for source in fresh {
+            self.listen(&source).await?;
+        }
         Ok(())
+    }
+
+    /// Starts the listener of a source that has one.
+    async fn listen(&self, source: &Arc<Source>) -> Result<()> {
+        if source.told.get("apiProvider").and_then(Value::as_str) != Some(MQTT)
+            || source.glance.lock().obstacle.is_some()
+        {
+            return Ok(());
+        }
+        let Ok(broker) = self.broker(source.id, &source.zone).await? else { return Ok(()) };
+        let (this, of) = (self.clone(), Arc::downgrade(source));
+        let tell = move |news: &mqtt::News| {
+            let Some(source) = of.upgrade() else { return };
+            let status = if news.is_connected { "connected" } else { "failing" };
+            let is_shown = {
+                let mut glance = source.glance.lock();
+                glance.status = status;
+                glance.error.clone_from(&news.error);
+                (glance.readings, glance.refused) = (news.readings, news.refused);
+                if news.is_connected {
+                    glance.last_success = Some(this.now());
+                }
+                glance.shown.replace(status.to_owned()).as_deref() == Some(status)
+            };
+            if !is_shown {
+                let (this, id, error) = (this.clone(), source.id, news.error.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = this.note(id, status, None, error.as_deref()).await {
+                        tracing::warn!(source = %id, %error, "the state of a connection was not noted");
+                    }
+                });
+            }
+        };
+        *source.listener.lock() = Some(tokio::spawn(broker.run(Arc::clone(self.engine()), tell)));
+        Ok(())
+    }
+
+    async fn broker(
+        &self,
+        id: EntityId,
+        zone: &TimeZone,
+    ) -> Result<std::result::Result<mqtt::Broker, Obstacle>> {
+        let source = self.engine().catalog().source_with_secrets(id).await?;
+        Ok(SourceSettings::read_broker(&source, zone))
     }
 
     fn zone(&self, fleet: &Fleet, id: EntityId) -> TimeZone {
@@ -392,8 +455,18 @@ impl Sources {
             other_cadences: Vec::new(),
             shown: source.metadata.get("connectionStatus").and_then(Value::as_str).map(str::to_owned),
         };
-        let work = match self.settings(source.id, &zone).await? {
-            Ok(settings) => {
+        let is_listening = source.metadata.get("apiProvider").and_then(Value::as_str) == Some(MQTT);
+        let settings = match is_listening {
+            true => self.broker(source.id, &zone).await?.map(|_| None),
+            false => self.settings(source.id, &zone).await?.map(Some),
+        };
+        let work = match settings {
+            // It has no turns.
+            Ok(None) => {
+                glance.next_turn = i64::MAX;
+                None
+            }
+            Ok(Some(settings)) => {
                 let states = self.engine().progress().await?;
                 let mut work = Work::new(Arc::new(settings), &states, now);
                 work.backfill = self.unfinished(source.id, &states).await?;
@@ -415,6 +488,7 @@ impl Sources {
             is_noting: AtomicBool::new(false),
             work: TurnMutex::new(work),
             glance: Mutex::new(glance),
+            listener: Mutex::new(None),
         })
     }
 
@@ -532,7 +606,31 @@ impl Sources {
     pub async fn test(&self, id: EntityId) -> Result<ConnectionTest> {
         let fleet = self.engine().catalog().fleet();
         let zone = self.zone(&fleet, id);
-        let (status, message) = match self.settings(id, &zone).await? {
+        let provider = fleet.source(id).and_then(|source| source.metadata.get("apiProvider")?.as_str());
+        let (status, message) = match provider {
+            Some(MQTT) => self.try_broker(id, &zone).await?,
+            _ => self.try_connection(id, &zone).await?,
+        };
+        let last_tested = time(self.now());
+        self.note(id, status, Some(last_tested), Some(&message)).await?;
+        if status == "connected" {
+            self.resume(id);
+        }
+        Ok(ConnectionTest { connection_status: status, last_tested, message })
+    }
+
+    async fn try_broker(&self, id: EntityId, zone: &TimeZone) -> Result<(&'static str, String)> {
+        Ok(match self.broker(id, zone).await? {
+            Err(obstacle) => (obstacle.status, obstacle.message),
+            Ok(broker) => match broker.probe().await {
+                Ok(()) => ("connected", "the broker answered".to_owned()),
+                Err(words) => ("failing", words),
+            },
+        })
+    }
+
+    async fn try_connection(&self, id: EntityId, zone: &TimeZone) -> Result<(&'static str, String)> {
+        Ok(match self.settings(id, zone).await? {
             Err(obstacle) => (obstacle.status, obstacle.message),
             Ok(settings) => match self.0.asker.probe(&settings).await {
                 Ok(()) => ("connected", "the vendor answered".to_owned()),
@@ -545,20 +643,15 @@ impl Sources {
                 ),
                 Err(Trouble::Failed(failure)) => (stopped_status(&failure.class), failure.message),
             },
-        };
-        let last_tested = time(self.now());
-        self.note(id, status, Some(last_tested), Some(&message)).await?;
-        if status == "connected" {
-            self.resume(id);
-        }
-        Ok(ConnectionTest { connection_status: status, last_tested, message })
+        })
     }
 
     /// A source that was given up is asked again at once.
     fn resume(&self, id: EntityId) {
         let mut known = self.0.known.lock();
-        let is_stopped =
-            known.sources.get(&id).is_some_and(|source| source.glance.lock().next_turn == i64::MAX);
+        let is_stopped = known.sources.get(&id).is_some_and(|source| {
+            source.glance.lock().next_turn == i64::MAX && source.listener.lock().is_none()
+        });
         if is_stopped {
             known.sources.remove(&id);
             known.fleet = None;
@@ -602,7 +695,12 @@ impl Sources {
 
     fn obstacle(&self, source: &Source) -> Error {
         let glance = source.glance.lock();
-        Error::invalid(glance.obstacle.as_ref().map_or("this source cannot be asked", |o| o.message.as_str()))
+        Error::invalid(
+            glance
+                .obstacle
+                .as_ref()
+                .map_or("readings of this source come by themselves", |o| o.message.as_str()),
+        )
     }
 
     /// Asks for what the next poll would, and shows what would be stored; with an answer that somebody has kept, without a call.
@@ -626,7 +724,8 @@ impl Sources {
             let known: Vec<_> = work.streams().iter().map(|stream| stream.name).collect();
             return Err(Error::invalid(format!("stream: there are {}", known.join(", "))));
         }
-        let places = Places { settings, fleet: self.engine().catalog().fleet() };
+        let places =
+            Places { source: id, targets: &settings.targets, fleet: self.engine().catalog().fleet() };
         let mut runs = Vec::new();
         for stream in streams {
             let now = self.now();
@@ -709,7 +808,8 @@ impl Sources {
                 replayed.unread += 1;
                 continue;
             };
-            let places = Places { settings, fleet: self.engine().catalog().fleet() };
+            let places =
+                Places { source: id, targets: &settings.targets, fleet: self.engine().catalog().fleet() };
             let (batch, refused) = batch(self.engine(), &places, &decoded.points);
             replayed.answers += 1;
             replayed.readings += batch.len() as u64;

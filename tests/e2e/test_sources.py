@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import random
+import shutil
 import struct
 import subprocess
 import threading
@@ -372,4 +373,96 @@ def test_a_device_is_polled_by_a_preset_or_a_mapping(start, device):
     server.flush()
     files = [f for f in server.dir.rglob("*") if f.is_file()]
     assert not [f for f in files if b"canary" in f.read_bytes()] and any(".json.zst" in f.name for f in files)
+    assert "canary" not in server.log_text()
+
+
+class Mosquitto:
+    """A real broker, with a password."""
+
+    def __init__(self, dir):
+        self.dir, self.port, self.process = dir, free_port(), None
+        dir.mkdir()
+        dir.chmod(0o777)
+        passwords = dir / "passwords"
+        subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "user", "canary-password"], check=True, capture_output=True)
+        passwords.chmod(0o644)
+        (dir / "conf").write_text(
+            f"user root\nlistener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\npersistence true\npersistence_location {dir}/\n")
+        self.start()
+
+    def start(self):
+        binary = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
+        assert os.path.exists(binary), "mosquitto is missing; tests/run installs it"
+        self.process = subprocess.Popen([binary, "-c", str(self.dir / "conf")], stderr=subprocess.DEVNULL)
+        wait_until(lambda: self.publish("up", "1", check=False).returncode == 0, "the broker")
+
+    def publish(self, topic, payload, check=True):
+        return subprocess.run(["mosquitto_pub", "-p", str(self.port), "-u", "user", "-P", "canary-password", "-q", "1", "-t", topic,
+                               "-m", payload], capture_output=True, check=check)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def broker(tmp_path):
+    broker = Mosquitto(tmp_path / "broker")
+    yield broker
+    broker.stop()
+
+
+def test_messages_of_a_broker_are_stored_once_whoever_falls_over(start, broker):
+    server = start()
+    metadata = {"useAPI": True, "apiProvider": "mqtt", "brokerUrl": f"mqtt://127.0.0.1:{broker.port}", "local": True, "user": "user",
+                "password": "canary-password", "topics": [
+                    {"topic": "tele/+/SENSOR", "map": [{"rows": "$.payload", "device": "{topic(1)}",
+                        "time": {"path": "$.Time", "format": "%Y-%m-%dT%H:%M:%S"},
+                        "values": [{"metric": "power", "path": "$.ENERGY.Power", "unit": "W"},
+                                   {"metric": "energy_total", "path": "$.ENERGY.Total", "unit": "kWh"}]}]},
+                    {"topic": "evcc/site/grid/power", "map": [{"values": [{"metric": "grid_power", "path": "$.payload", "unit": "W"}]}]}]}
+    body = {"site": {"name": "home", "metadata": {"timezone": "Europe/Berlin"}}, "meters": [
+        {"name": "grid", "category": "CONS", "sources": [{"name": "broker", "sourceType": "grid", "metadata": metadata}]},
+        {"name": "plug", "category": "CONS", "metadata": {"externalId": "plug-1"}}]}
+    made = server.post("/api/onboarding/complete", json=body).json()
+    source, plug = made["sourceIds"][0], made["meterIds"][1]
+    path = f"/api/energy-sources/{source}"
+    state = lambda: server.get(path).json()["metadata"].get("connectionStatus")
+    wait_until(lambda: state() == "connected", "the connection")
+    assert server.post(path + "/test").json()["connectionStatus"] == "connected"
+    assert server.post(path + "/poll").status_code == 422
+    sensor = lambda n: json.dumps({"Time": f"2026-01-01T12:00:{n:02}", "ENERGY": {"Power": n, "Total": 100 + n}})
+    power = lambda: server.sql("SELECT value, timestamp FROM measurements WHERE metric = 'power' AND entity_id = $1 ORDER BY timestamp",
+                               params=[plug])
+    broker.publish("tele/plug-1/SENSOR", sensor(0))
+    broker.publish("tele/unknown/SENSOR", sensor(0))
+    broker.publish("evcc/site/grid/power", "-1250.5")
+    broker.publish("evcc/site/grid/power", "unavailable")
+    broker.publish("tele/plug-1/SENSOR", "no JSON")
+    wait_until(lambda: len(power()) == 1, "the first reading")
+    assert power()[0] == {"value": 0, "timestamp": "2026-01-01T11:00:00Z"}
+    grid = lambda: server.sql("SELECT value FROM measurements WHERE metric = 'grid_power'")
+    wait_until(lambda: [row["value"] for row in grid()] == [-1.2505], "the bare number")
+    wait_until(lambda: next(s for s in server.get("/api/status").json()["sources"])["refused"] == 2, "what belongs to nobody")
+    # What is published while nobody listens comes later.
+    for n in range(1, 31):
+        if n in (5, 15):
+            server.kill()
+        if n in (10, 20):
+            server.start()
+        broker.publish("tele/plug-1/SENSOR", sensor(n))
+    wait_until(lambda: [row["value"] * 1000 for row in power()] == pytest.approx(range(31)), "all of them")
+    broker.stop()
+    wait_until(lambda: state() == "failing", "the end of the connection")
+    broker.start()
+    wait_until(lambda: state() == "connected", "the connection after the broker is back")
+    broker.publish("tele/plug-1/SENSOR", sensor(31))
+    wait_until(lambda: len(power()) == 32, "a reading after that")
+    for change, status, words in [({"password": "canary-wrong"}, "failing", "refuses us"), ({"local": False}, "failing", "metadata.local"),
+                                  ({"topics": []}, "misconfigured", "topics"), ({"brokerUrl": "http://x"}, "misconfigured", "mqtt://")]:
+        assert server.request("PATCH", path, json={"metadata": change}).status_code == 200
+        tested = server.post(path + "/test").json()
+        assert tested["connectionStatus"] == status and words in tested["message"] and "canary" not in str(tested), tested
+    server.flush()
+    assert not [f for f in server.dir.rglob("*") if f.is_file() and b"canary" in f.read_bytes()]
     assert "canary" not in server.log_text()

@@ -69,7 +69,7 @@ pub(crate) async fn note(
     decoded: &Decoded,
     is_last: bool,
 ) -> Result<()> {
-    let id = places.settings.id;
+    let id = places.source;
     let mut open = engine.catalog().gaps(Some(id), Some(GapState::Open), i64::MAX).await?;
     let inside = |gap: &Gap| (window.from..window.to).contains(&gap.from.as_microsecond());
     open.retain(|gap| gap.stream == stream.name && inside(gap));

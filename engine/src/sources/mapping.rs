@@ -94,16 +94,24 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Replaces `{key(n)}`.
-    fn fill(&self, template: &str) -> Option<String> {
+    /// Replaces `{key(n)}`, and `{topic(n)}` by a part of the topic of a message.
+    fn fill(&self, template: &str, root: &Value) -> Option<String> {
         let mut out = String::new();
         let mut rest = template;
-        while let Some((before, after)) = rest.split_once("{key(") {
-            let (index, after) = after.split_once(")}")?;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, after) = after.split_once('}')?;
+            let (name, index) = name.strip_suffix(')')?.split_once('(')?;
             let index: i64 = index.parse().ok()?;
-            let at = if index < 0 { self.path.len() as i64 + index } else { index };
+            let place = |len: usize| usize::try_from(if index < 0 { len as i64 + index } else { index }).ok();
             out.push_str(before);
-            out.push_str(&self.path.get(usize::try_from(at).ok()?)?.text());
+            match name {
+                "key" => out.push_str(&self.path.get(place(self.path.len())?)?.text()),
+                "topic" => {
+                    let parts = root.get("topic")?.as_array()?;
+                    out.push_str(parts.get(place(parts.len())?)?.as_str()?);
+                }
+                _ => return None,
+            }
             rest = after;
         }
         Some(out + rest)
@@ -387,14 +395,15 @@ impl Mapping {
     fn push(&self, spec: &ValueSpec, value: f64, ts: i64, root: &Value, row: &Row<'_>, out: &mut Mapped) {
         let stated = spec.unit_path.as_ref().and_then(|path| path.find(root, row)).and_then(Value::as_str);
         let unit = spelled(stated.or(spec.unit.as_deref()).unwrap_or_default());
-        let Some(metric) = row.fill(&spec.metric).filter(|metric| !metric.is_empty() && metric.len() <= 128)
+        let Some(metric) =
+            row.fill(&spec.metric, root).filter(|metric| !metric.is_empty() && metric.len() <= 128)
         else {
             return;
         };
         let is_plausible = spec.min.is_none_or(|min| value >= min) && spec.max.is_none_or(|max| value <= max);
         out.points.push(Point {
             quantity: Quantity::named(&metric, spec.role),
-            device: self.device.as_ref().and_then(|device| row.fill(device)),
+            device: self.device.as_ref().and_then(|device| row.fill(device, root)),
             ts,
             value,
             unit: intern(&unit),

@@ -14,12 +14,13 @@ use super::{
     enphase::{self, Enphase},
     failure::Secrets,
     http_json::{self, Authorisation, HttpJson},
+    mqtt::{self, Broker},
     schedule::Schedule,
     solaredge::{self, Access, SolarEdge},
 };
 
 /// Providers that there is a connector for.
-pub const PROVIDERS: [&str; 3] = ["enphase", "http_json", "solaredge"];
+pub const PROVIDERS: [&str; 4] = ["enphase", "http_json", "mqtt", "solaredge"];
 /// How often a source is asked that says nothing.
 const EVERY: &str = "1h";
 
@@ -183,6 +184,43 @@ impl SourceSettings {
             connector,
             schedule,
             limits,
+            targets: fields.targets()?,
+            secrets,
+        })
+    }
+
+    /// Reads the metadata of a source that listens to a broker.
+    ///
+    /// # Errors
+    /// What is missing or wrong, naming the field.
+    pub(crate) fn read_broker(source: &EnergySource, zone: &TimeZone) -> Result<Broker, Obstacle> {
+        let fields = Fields { metadata: &source.metadata };
+        let text = fields.required("brokerUrl")?;
+        let url: Option<Url> = text.parse().ok();
+        let url = url.filter(|url| {
+            ["mqtt", "mqtts"].contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty())
+        });
+        let url = url.ok_or_else(|| {
+            misconfigured(format!("metadata.brokerUrl: `{text}` is not like mqtt://192.168.1.5:1883 or mqtts://broker.example.com"))
+        })?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(misconfigured(
+                "metadata.brokerUrl: names a user; metadata.user and metadata.password are for that",
+            ));
+        }
+        let mut secrets = Secrets::default();
+        let password = fields.text("password")?;
+        password.iter().for_each(|password| secrets.add(password));
+        let topics = source.metadata.get("topics").unwrap_or(&Value::Null);
+        Ok(Broker {
+            source: source.id,
+            url,
+            user: fields.text("user")?.map(str::to_owned),
+            password: password.map(str::to_owned),
+            is_local: fields.flag("local")?,
+            zone: zone.clone(),
+            topics: mqtt::topics(topics)
+                .map_err(|words| misconfigured(format!("metadata.topics: {words}")))?,
             targets: fields.targets()?,
             secrets,
         })

@@ -1,18 +1,19 @@
 //! From what a vendor says to readings of our entities.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use wattlake_catalog::{Category, Entity, EntityId, EntityType, Fleet};
 
-use super::{
-    connector::{Point, Quantity},
-    settings::SourceSettings,
-};
+use super::connector::{Point, Quantity, Role};
 use crate::{Batch, BatchSeries, Engine, SeriesKey};
 
 /// Where readings of a source go.
 pub(crate) struct Places<'a> {
-    pub settings: &'a SourceSettings,
+    pub source: EntityId,
+    pub targets: &'a BTreeMap<Role, EntityId>,
     pub fleet: Arc<Fleet>,
 }
 
@@ -23,14 +24,14 @@ impl Places<'_> {
             let entity_type = self.fleet.entity(entity).map_or(EntityType::EnergySource, Entity::entity_type);
             SeriesKey { entity, entity_type, metric: metric.into() }
         };
-        let site = self.fleet.site_of(self.settings.id)?.id;
+        let site = self.fleet.site_of(self.source)?.id;
         let is_here = |entity: &EntityId| self.fleet.site_of(*entity).is_some_and(|found| found.id == site);
         if let Some(serial) = device {
             let entity = self.fleet.by_external_id(serial).filter(is_here)?;
             return Some(own(entity, quantity.metric()));
         }
-        Some(match self.settings.targets.get(&quantity.role()).copied().filter(is_here) {
-            None => own(self.settings.id, quantity.metric()),
+        Some(match self.targets.get(&quantity.role()).copied().filter(is_here) {
+            None => own(self.source, quantity.metric()),
             Some(entity) => own(entity, self.metric_at(entity, quantity)),
         })
     }

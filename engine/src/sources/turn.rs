@@ -417,7 +417,7 @@ impl Work {
         more: Option<Progress>,
     ) -> Result<()> {
         let fleet = asker.engine.catalog().fleet();
-        let places = Places { settings: &self.settings, fleet };
+        let places = Places { source: self.settings.id, targets: &self.settings.targets, fleet };
         let (mut batch, refused) = batch(&asker.engine, &places, &decoded.points);
         let stored = batch.len() as u64;
         let is_kept = !stream.is_instant || cursor.closed_until != self.cursor(stream).closed_until;
@@ -452,7 +452,11 @@ impl Work {
         decoded: &Decoded,
         is_last: bool,
     ) -> Result<()> {
-        let places = Places { settings: &self.settings, fleet: asker.engine.catalog().fleet() };
+        let places = Places {
+            source: self.settings.id,
+            targets: &self.settings.targets,
+            fleet: asker.engine.catalog().fleet(),
+        };
         gaps::note(&asker.engine, &places, stream, self.cursor(stream), window, decoded, is_last).await
     }
 
