@@ -20,6 +20,7 @@ mod http;
 mod http_json;
 mod mapping;
 mod mqtt;
+mod pinned;
 mod raw;
 mod schedule;
 mod settings;
@@ -630,7 +631,28 @@ impl Sources {
     }
 
     async fn try_connection(&self, id: EntityId, zone: &TimeZone) -> Result<(&'static str, String)> {
-        Ok(match self.settings(id, zone).await? {
+        let settings = self.settings(id, zone).await?;
+        // A device in the home whose certificate nobody has signed is known by it from now on.
+        if let Ok(settings) = &settings
+            && settings.may_pin
+            && let Err(Trouble::Failed(failure)) = self.0.asker.probe(settings).await
+            && failure.message.contains("certificate")
+            && let Ok(seen) = pinned::seen(&settings.connector.probe().url).await
+        {
+            let fleet = self.engine().catalog().fleet();
+            let source = fleet
+                .source(id)
+                .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no energy source {id}")))?;
+            let mut draft = EnergySourceDraft::from(source);
+            draft.metadata.insert("pinSha256".into(), seen.as_str().into());
+            self.engine().catalog().update_source(id, &draft).await?;
+            let (status, message) = Box::pin(self.try_connection(id, zone)).await?;
+            return Ok((
+                status,
+                format!("{message}; its certificate was not known, and is pinned now: SHA-256 {seen}"),
+            ));
+        }
+        Ok(match settings {
             Err(obstacle) => (obstacle.status, obstacle.message),
             Ok(settings) => match self.0.asker.probe(&settings).await {
                 Ok(()) => ("connected", "the vendor answered".to_owned()),
@@ -1001,3 +1023,6 @@ fn stopped_status(class: &Class) -> &'static str {
         Class::Retry | Class::WindowTooLarge | Class::NoDataYet | Class::BadPayload => "failing",
     }
 }
+
+#[cfg(test)]
+mod tests;

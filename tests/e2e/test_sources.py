@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import ssl
 import struct
 import subprocess
 import threading
@@ -466,3 +467,44 @@ def test_messages_of_a_broker_are_stored_once_whoever_falls_over(start, broker):
     server.flush()
     assert not [f for f in server.dir.rglob("*") if f.is_file() and b"canary" in f.read_bytes()]
     assert "canary" not in server.log_text()
+
+
+def test_a_gateway_with_a_certificate_of_its_own_is_known_by_it(start, device, tmp_path):
+    def serve(name, port=0):
+        key, cert = tmp_path / f"{name}.key", tmp_path / f"{name}.crt"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", f"/CN={name}", "-keyout", str(key),
+                        "-out", str(cert)], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        gateway = http.server.ThreadingHTTPServer(("127.0.0.1", port), Device)
+        gateway.socket = context.wrap_socket(gateway.socket, server_side=True)
+        threading.Thread(target=gateway.serve_forever, daemon=True).start()
+        return gateway
+
+    gateway = serve("envoy")
+    Device.answers = {"/production.json": {"production": [{"type": "eim", "activeCount": 1, "readingTime": 1767225600, "wNow": 488.154,
+                                                           "whLifetime": 3183793.303}], "consumption": []}}
+    server = start()
+    body = {"site": {"name": "home"}, "meters": [{"name": "roof", "category": "PROD", "sources": [
+        {"name": "gateway", "sourceType": "solar", "metadata": {
+            "useAPI": True, "apiProvider": "http_json", "preset": "iq_gateway", "baseUrl": f"https://127.0.0.1:{gateway.server_port}",
+            "local": True, "updateFrequency": "1d", "auth": {"kind": "bearer", "token": "canary-jwt"}}}]}]}
+    source = server.post("/api/onboarding/complete", json=body).json()["sourceIds"][0]
+    path = f"/api/energy-sources/{source}"
+    polled = server.post(path + "/poll").json()
+    assert "certificate" in polled["lastError"] and Device.asked == [], polled
+    tested = server.post(path + "/test").json()
+    assert tested["connectionStatus"] == "connected" and "is pinned now" in tested["message"], tested
+    assert len(server.get(path).json()["metadata"]["pinSha256"]) == 64
+    polled = server.post(path + "/poll").json()
+    assert polled["connectionStatus"] == "connected", polled
+    latest = {row["metric"]: row["value"] for row in server.get(f"/api/latest?entityId={source}").json()}
+    assert latest == pytest.approx({"power": 0.488154, "energy_total": 3183.793303})
+    # Somebody else at its address gets nothing.
+    port, asked = gateway.server_port, len(Device.asked)
+    gateway.shutdown()
+    gateway.server_close()
+    gateway = serve("thief", port)
+    tested = server.post(path + "/test").json()
+    assert tested["connectionStatus"] == "failing" and len(Device.asked) == asked, tested
+    gateway.shutdown()

@@ -37,7 +37,40 @@ const WEEKLY: Stream = Stream {
     is_instant: false,
 };
 
-const STREAMS: [Stream; 7] = [
+const DAYS: Stream = Stream {
+    name: "days",
+    cadence: 86_400,
+    span_max: 10 * 366 * 86_400,
+    span_min: 86_400,
+    settles: 86_400,
+    overlap: 0,
+    horizon: None,
+    is_polled: false,
+    is_sparse: true,
+    is_instant: false,
+};
+
+/// Names of arrays and what they hold.
+type Arrays = &'static [(&'static str, Quantity)];
+
+/// Totals of days: the stream, the last part of its path, and its arrays.
+const LIFETIMES: [(&str, &str, Arrays); 5] = [
+    ("days", "energy_lifetime", &[("production", Quantity::DayEnergy)]),
+    ("days_consumption", "consumption_lifetime", &[("consumption", Quantity::DayConsumptionEnergy)]),
+    ("days_import", "energy_import_lifetime", &[("import", Quantity::DayImportEnergy)]),
+    ("days_export", "energy_export_lifetime", &[("export", Quantity::DayExportEnergy)]),
+    (
+        "days_battery",
+        "battery_lifetime",
+        &[("charge", Quantity::DayChargeEnergy), ("discharge", Quantity::DayDischargeEnergy)],
+    ),
+];
+
+fn lifetime(stream: &Stream) -> Option<(&'static str, Arrays)> {
+    LIFETIMES.iter().find(|(name, ..)| *name == stream.name).map(|(_, path, arrays)| (*path, *arrays))
+}
+
+const STREAMS: [Stream; 11] = [
     WEEKLY,
     // Inverters are silent at night.
     Stream { name: "micros", cadence: 300, is_sparse: true, ..WEEKLY },
@@ -45,18 +78,11 @@ const STREAMS: [Stream; 7] = [
     Stream { name: "battery", ..WEEKLY },
     Stream { name: "import", span_max: 86_400, ..WEEKLY },
     Stream { name: "export", span_max: 86_400, ..WEEKLY },
-    Stream {
-        name: "days",
-        cadence: 86_400,
-        span_max: 10 * 366 * 86_400,
-        span_min: 86_400,
-        settles: 86_400,
-        overlap: 0,
-        horizon: None,
-        is_polled: false,
-        is_sparse: true,
-        is_instant: false,
-    },
+    DAYS,
+    Stream { name: "days_consumption", ..DAYS },
+    Stream { name: "days_import", ..DAYS },
+    Stream { name: "days_export", ..DAYS },
+    Stream { name: "days_battery", ..DAYS },
 ];
 
 #[derive(Clone, Debug)]
@@ -108,30 +134,30 @@ impl Connector for Enphase {
     }
 
     fn call(&self, stream: &Stream, window: Window, _: bool) -> Call {
+        if let Some((path, _)) = lifetime(stream) {
+            let mut url = self.url(&format!("/{path}"));
+            url.query_pairs_mut()
+                .append_pair("start_date", &self.date(window.from).to_string())
+                .append_pair("end_date", &self.date(window.to - SECOND).to_string());
+            return Call::get(url, self.is_local);
+        }
         let path = match stream.name {
             "micros" => "/telemetry/production_micro",
             "consumption" => "/telemetry/consumption_meter",
             "battery" => "/telemetry/battery",
             "import" => "/energy_import_telemetry",
             "export" => "/energy_export_telemetry",
-            "days" => "/energy_lifetime",
             _ => "/telemetry/production_meter",
         };
         let mut url = self.url(path);
-        let mut query = url.query_pairs_mut();
-        if stream.name == "days" {
-            query.append_pair("start_date", &self.date(window.from).to_string());
-            query.append_pair("end_date", &self.date(window.to - SECOND).to_string());
-        } else {
-            let granularity = match window.len() / SECOND {
-                ..=900 => "15mins",
-                901..=86_400 => "day",
-                _ => "week",
-            };
-            query.append_pair("start_at", &(window.from / SECOND).to_string());
-            query.append_pair("granularity", granularity);
-        }
-        drop(query);
+        let granularity = match window.len() / SECOND {
+            ..=900 => "15mins",
+            901..=86_400 => "day",
+            _ => "week",
+        };
+        url.query_pairs_mut()
+            .append_pair("start_at", &(window.from / SECOND).to_string())
+            .append_pair("granularity", granularity);
         Call::get(url, self.is_local)
     }
 
@@ -158,8 +184,8 @@ impl Connector for Enphase {
         let bad = |what: &str| {
             CallFailure::bad_payload(format!("Enphase's answer {what}"), body.to_string().as_bytes())
         };
-        if stream.name == "days" {
-            return self.days(window, body);
+        if let Some((_, arrays)) = lifetime(stream) {
+            return self.days(arrays, window, body);
         }
         let mut decoded = Decoded::default();
         if let Some(meta) = body.get("meta").filter(|meta| !meta.is_null()) {
@@ -290,36 +316,43 @@ impl Connector for Enphase {
 }
 
 impl Enphase {
-    /// An array of Wh by local day. Zeros at its end have not been reported yet.
-    fn days(&self, window: Window, body: &Value) -> Result<Decoded, CallFailure> {
+    /// Arrays of Wh by local day. Zeros at the end have not been reported yet.
+    fn days(
+        &self,
+        arrays: &[(&str, Quantity)],
+        window: Window,
+        body: &Value,
+    ) -> Result<Decoded, CallFailure> {
         let bad = |what: &str| {
             CallFailure::bad_payload(format!("Enphase's answer {what}"), body.to_string().as_bytes())
         };
         let first = body.get("start_date").and_then(Value::as_str).and_then(|date| date.parse::<Date>().ok());
         let first = first.ok_or_else(|| bad("has no `start_date`"))?;
-        let days =
-            body.get("production").and_then(Value::as_array).ok_or_else(|| bad("has no `production`"))?;
-        let days: Vec<f64> = days
-            .iter()
-            .map(|day| day.as_f64().ok_or_else(|| bad("has a day that is no number")))
-            .collect::<Result<_, _>>()?;
-        let reported = days.iter().rposition(|day| *day != 0.0).map_or(0, |last| last + 1);
         let mut decoded = Decoded::default();
-        for (n, value) in days.into_iter().take(reported).enumerate() {
-            let start = first
-                .checked_add((n as i64).days())
-                .and_then(|day| day.to_zoned(self.zone.clone()))
-                .map_err(|_| bad("has days out of time"))?;
-            let ts = start.timestamp().as_microsecond();
-            if (window.from..window.to).contains(&ts) {
-                decoded.points.push(Point {
-                    quantity: Quantity::DayEnergy,
-                    device: None,
-                    ts,
-                    value,
-                    unit: "Wh",
-                    quality: Quality::Good,
-                });
+        for (name, quantity) in arrays {
+            let days =
+                body.get(name).and_then(Value::as_array).ok_or_else(|| bad(&format!("has no `{name}`")))?;
+            let days: Vec<f64> = days
+                .iter()
+                .map(|day| day.as_f64().ok_or_else(|| bad("has a day that is no number")))
+                .collect::<Result<_, _>>()?;
+            let reported = days.iter().rposition(|day| *day != 0.0).map_or(0, |last| last + 1);
+            for (n, value) in days.into_iter().take(reported).enumerate() {
+                let start = first
+                    .checked_add((n as i64).days())
+                    .and_then(|day| day.to_zoned(self.zone.clone()))
+                    .map_err(|_| bad("has days out of time"))?;
+                let ts = start.timestamp().as_microsecond();
+                if (window.from..window.to).contains(&ts) {
+                    decoded.points.push(Point {
+                        quantity: *quantity,
+                        device: None,
+                        ts,
+                        value,
+                        unit: "Wh",
+                        quality: Quality::Good,
+                    });
+                }
             }
         }
         Ok(decoded)

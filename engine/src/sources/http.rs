@@ -2,6 +2,7 @@
 //! local may be anywhere.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -9,8 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use jiff::fmt::rfc2822;
+use parking_lot::Mutex;
 use reqwest::{
-    Client, Method, StatusCode,
+    Client, ClientBuilder, Method, StatusCode,
     dns::{Addrs, Name, Resolve, Resolving},
     header::{HeaderMap, RETRY_AFTER},
     redirect::Policy,
@@ -21,6 +23,7 @@ use url::{Host, Url};
 use super::{
     address::is_public,
     failure::{CallFailure, Class, Secrets},
+    pinned,
 };
 use crate::{Error, Result};
 
@@ -42,6 +45,8 @@ pub(crate) struct Call {
     pub body: Body,
     /// Plain http and private addresses are fine.
     pub is_local: bool,
+    /// SHA-256 of the only certificate that is trusted; for local devices.
+    pub pin: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,7 +57,7 @@ pub(crate) enum Body {
 
 impl Call {
     pub(crate) fn get(url: Url, is_local: bool) -> Self {
-        Self { method: Method::GET, url, headers: Vec::new(), body: Body::None, is_local }
+        Self { method: Method::GET, url, headers: Vec::new(), body: Body::None, is_local, pin: None }
     }
 
     /// Method, host and path: queries may hold keys.
@@ -122,46 +127,69 @@ impl Answer {
 pub(crate) struct HttpClient {
     public: Client,
     local: Client,
+    /// By the certificate that they trust.
+    pinned: Arc<Mutex<HashMap<String, Client>>>,
+}
+
+/// What all clients have in common.
+fn builder() -> ClientBuilder {
+    Client::builder()
+        .user_agent(concat!("wattlake/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(CALL_TIMEOUT)
+        // A proxy of the environment would see keys, and would reach what we must not.
+        .no_proxy()
+        .redirect(Policy::custom(|attempt| {
+            let first = attempt.previous().first();
+            let is_same = first.is_some_and(|first| {
+                (first.scheme(), first.host_str(), first.port_or_known_default())
+                    == (
+                        attempt.url().scheme(),
+                        attempt.url().host_str(),
+                        attempt.url().port_or_known_default(),
+                    )
+            });
+            if is_same && attempt.previous().len() <= REDIRECTS_MAX {
+                attempt.follow()
+            } else {
+                attempt.stop()
+            }
+        }))
 }
 
 impl HttpClient {
     pub(crate) fn new() -> Result<Self> {
-        let builder = || {
-            Client::builder()
-                .user_agent(concat!("wattlake/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT_TIMEOUT)
-                .timeout(CALL_TIMEOUT)
-                // A proxy of the environment would see keys, and would reach what we must not.
-                .no_proxy()
-                .redirect(Policy::custom(|attempt| {
-                    let first = attempt.previous().first();
-                    let is_same = first.is_some_and(|first| {
-                        (first.scheme(), first.host_str(), first.port_or_known_default())
-                            == (
-                                attempt.url().scheme(),
-                                attempt.url().host_str(),
-                                attempt.url().port_or_known_default(),
-                            )
-                    });
-                    if is_same && attempt.previous().len() <= REDIRECTS_MAX {
-                        attempt.follow()
-                    } else {
-                        attempt.stop()
-                    }
-                }))
-        };
         let failed = |error: reqwest::Error| Error::internal(format!("cannot make an HTTP client: {error}"));
         Ok(Self {
             public: builder().dns_resolver(Arc::new(PublicOnly)).build().map_err(failed)?,
             local: builder().build().map_err(failed)?,
+            pinned: Arc::default(),
         })
+    }
+
+    /// A client that trusts one certificate.
+    fn pinned(&self, pin: &str) -> Result<Client, CallFailure> {
+        let mut known = self.pinned.lock();
+        if let Some(client) = known.get(pin) {
+            return Ok(client.clone());
+        }
+        let failed = |words: String| CallFailure::new(Class::Refused, words);
+        let tls = pinned::config(Some(pin)).map_err(failed)?;
+        let client =
+            builder().use_preconfigured_tls(tls).build().map_err(|error| failed(error.to_string()))?;
+        known.insert(pin.to_owned(), client.clone());
+        Ok(client)
     }
 
     /// Makes a call. Any complete answer is one, also an error of the vendor.
     pub(crate) async fn send(&self, call: &Call, secrets: &Secrets) -> Result<Answer, CallFailure> {
         let name = call.name();
         check(call)?;
-        let client = if call.is_local { &self.local } else { &self.public };
+        let client = match &call.pin {
+            Some(pin) => &self.pinned(pin)?,
+            None if call.is_local => &self.local,
+            None => &self.public,
+        };
         let mut request = client.request(call.method.clone(), call.url.clone());
         for (header, value) in &call.headers {
             request = request.header(*header, value);

@@ -118,6 +118,8 @@ pub(crate) struct HttpJson {
     pub system: String,
     pub zone: TimeZone,
     pub authorisation: Authorisation,
+    /// SHA-256 of the device's own certificate.
+    pub pin: Option<String>,
     pub requests: Vec<Request>,
 }
 
@@ -211,6 +213,7 @@ impl HttpJson {
             url.query_pairs_mut().append_pair(name, &self.fill(value, window));
         }
         let mut call = Call::get(url, self.is_local);
+        call.pin.clone_from(&self.pin);
         call.headers
             .extend(request.headers.iter().map(|(name, value)| (intern(name), self.fill(value, window))));
         if request.post {
@@ -288,7 +291,7 @@ impl Connector for HttpJson {
         match &self.authorisation {
             Authorisation::None => {}
             Authorisation::Bearer { token } => {
-                call.headers.push(("Authorization", format!("Bearer {token}")))
+                call.headers.push(("Authorization", format!("Bearer {token}")));
             }
             Authorisation::Basic { user, password } => {
                 let who = BASE64.encode(format!("{user}:{password}"));

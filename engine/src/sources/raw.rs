@@ -140,7 +140,7 @@ fn files(folder: &Path) -> Vec<(String, PathBuf, u64)> {
         match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => found.extend(files(&entry.path())),
             Ok(metadata) => {
-                found.push((entry.file_name().to_string_lossy().into_owned(), entry.path(), metadata.len()))
+                found.push((entry.file_name().to_string_lossy().into_owned(), entry.path(), metadata.len()));
             }
             Err(_) => {}
         }

@@ -38,6 +38,8 @@ pub(crate) struct SourceSettings {
     pub grant: Option<(String, String)>,
     pub targets: BTreeMap<Role, EntityId>,
     pub secrets: Secrets,
+    /// A device in the local network with TLS, whose certificate may be pinned at the first test.
+    pub may_pin: bool,
 }
 
 /// Why a source cannot be asked: a word for `connectionStatus`, and a sentence.
@@ -118,6 +120,13 @@ impl SourceSettings {
         let every = fields.text("updateFrequency")?.unwrap_or(EVERY);
         let schedule = Schedule::parse(every, zone)
             .map_err(|words| misconfigured(format!("metadata.updateFrequency: {words}")))?;
+        let pin = fields.text("pinSha256")?;
+        if pin.is_some_and(|pin| pin.len() != 64 || !pin.chars().all(|c| c.is_ascii_hexdigit())) {
+            return Err(misconfigured("metadata.pinSha256: 64 hexadecimal digits are expected"));
+        }
+        if pin.is_some() && !is_local {
+            return Err(misconfigured("metadata.pinSha256: only for sources with metadata.local = true"));
+        }
         let (connector, account, grant): (Box<dyn Connector>, String, Option<&str>) = match provider {
             "enphase" => {
                 let connector = Enphase {
@@ -147,6 +156,7 @@ impl SourceSettings {
                     system: system.to_owned(),
                     zone: zone.clone(),
                     authorisation,
+                    pin: pin.map(str::to_owned),
                     requests: fields.requests()?,
                 };
                 let account = connector.base.to_string();
@@ -176,6 +186,7 @@ impl SourceSettings {
             }
         };
         let limits = fields.limits(connector.limits())?;
+        let may_pin = is_local && pin.is_none() && connector.probe().url.scheme() == "https";
         Ok(Self {
             id: source.id,
             name: source.name.clone(),
@@ -186,6 +197,7 @@ impl SourceSettings {
             limits,
             targets: fields.targets()?,
             secrets,
+            may_pin,
         })
     }
 

@@ -8,7 +8,7 @@ use std::{
 use wattlake_catalog::{Category, Entity, EntityId, EntityType, Fleet};
 
 use super::connector::{Point, Quantity, Role};
-use crate::{Batch, BatchSeries, Engine, SeriesKey};
+use crate::{Batch, BatchSeries, Conversion, Engine, SeriesKey};
 
 /// Where readings of a source go.
 pub(crate) struct Places<'a> {
@@ -55,7 +55,8 @@ pub(crate) fn batch(engine: &Engine, places: &Places<'_>, points: &[Point]) -> (
     let latest = now.saturating_add(micros(ingest.max_future.0));
     let resolution = micros(ingest.created_at_resolution.0).max(1);
     let mut batch = Batch { created_at: now - now.rem_euclid(resolution), ..Batch::default() };
-    let mut known: HashMap<(Quantity, Option<&str>, &str), Option<(u32, crate::Conversion)>> = HashMap::new();
+    // By quantity, device and unit: the place in the table, and the way to the canonical unit.
+    let mut known: HashMap<_, Option<(u32, Conversion)>> = HashMap::new();
     let mut refused = 0;
     for point in points {
         let key = (point.quantity, point.device.as_deref(), point.unit);

@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, atomic::AtomicI64, atomic::Ordering},
 };
 
-use wattlake_catalog::{Category, EnergySourceDraft, EntityId, JobState, MeterDraft, ReadingFrequency};
+use wattlake_catalog::{
+    Category, EnergySourceDraft, EntityId, GapState, JobState, MeterDraft, ReadingFrequency,
+};
 use wattlake_engine::{Engine, SourceStatus, Sources};
 
 use super::{
@@ -160,7 +162,7 @@ impl World {
                     match stored.get(ts) {
                         None => missing.push(time(*ts)),
                         Some(found) if (found * 1000.0 - value).abs() > 1e-6 => {
-                            wrong.push((time(*ts), *found, *value))
+                            wrong.push((time(*ts), *found, *value));
                         }
                         Some(_) => compared += 1,
                     }
@@ -180,6 +182,48 @@ impl World {
             }
         }
         compared
+    }
+}
+
+impl World {
+    /// What the ledger says of a span: nothing is open, what is filled is there, and what is empty was never measured.
+    async fn gaps_are_true(&self, from: i64, to: i64) {
+        let gaps = self.engine.catalog().gaps(None, None, i64::MAX).await.expect("gaps");
+        let mut counts = BTreeMap::new();
+        for gap in gaps.iter().filter(|gap| (from..to).contains(&gap.from.as_microsecond())) {
+            *counts.entry(gap.state.as_str()).or_insert(0) += 1;
+            let (_, system) =
+                self.polled.iter().find(|(id, _)| *id == gap.source_id).expect("a source of ours");
+            let plant = self.simulator.plant(&system.id).expect("a plant");
+            let measure = if gap.metric == "energy" { Measure::Energy } else { Measure::Consumption };
+            for ts in (gap.from.as_microsecond()..gap.to.as_microsecond()).step_by(QUARTER as usize) {
+                let is_measured = plant.measured(measure, ts).is_some();
+                assert_eq!(
+                    is_measured,
+                    gap.state == GapState::Filled,
+                    "{} at {}: {gap:?}",
+                    system.id,
+                    time(ts)
+                );
+            }
+        }
+        assert!(!counts.contains_key("open") && counts["filled"] > 0 && counts["empty"] > 0, "{counts:?}");
+        // What Enphase never had is in the ledger, all of it.
+        for (id, system) in self.polled.iter().filter(|(_, system)| system.vendor == Vendor::Enphase) {
+            let plant = self.simulator.plant(&system.id).expect("a plant");
+            let first = from.div_euclid(QUARTER) * QUARTER + QUARTER;
+            for ts in (first..to - QUARTER)
+                .step_by(QUARTER as usize)
+                .filter(|ts| plant.measured(Measure::Energy, *ts).is_none())
+            {
+                let is_known = gaps.iter().any(|gap| {
+                    gap.source_id == *id
+                        && gap.metric == "energy"
+                        && (gap.from.as_microsecond()..gap.to.as_microsecond()).contains(&ts)
+                });
+                assert!(is_known, "{} at {} is in no gap", system.id, time(ts));
+            }
+        }
     }
 }
 
@@ -207,6 +251,7 @@ async fn a_bad_month_ends_with_what_was_measured() {
     }
     let compared = world.compare(start, end);
     assert!(compared > each * 2 * 31 * 96, "{compared} readings of {} calls", world.simulator.calls());
+    world.gaps_are_true(start, end).await;
     nothing_tells_secrets(&world).await;
 }
 

@@ -131,6 +131,26 @@ fn days_are_local_and_zeros_at_the_end_have_not_come_yet() {
 }
 
 #[test]
+fn days_of_a_battery_are_two_arrays() {
+    let body =
+        serde_json::from_str(r#"{"start_date":"2026-03-01","charge":[1000,0,3000],"discharge":[900,0]}"#)
+            .expect("JSON");
+    let found = api("UTC")
+        .decode(&stream("days_battery"), Window { from: 0, to: i64::MAX }, &body)
+        .expect("readings");
+    let values: Vec<_> = found.points.iter().map(|p| (p.quantity, p.value)).collect();
+    assert_eq!(
+        values,
+        [
+            (Quantity::DayChargeEnergy, 1000.0),
+            (Quantity::DayChargeEnergy, 0.0),
+            (Quantity::DayChargeEnergy, 3000.0),
+            (Quantity::DayDischargeEnergy, 900.0),
+        ]
+    );
+}
+
+#[test]
 fn answers_of_another_shape_are_no_readings() {
     let bodies = [
         r"{}",

@@ -12,6 +12,7 @@ fn device(name: &str) -> HttpJson {
         system: "12".into(),
         zone: TimeZone::get("Europe/Berlin").expect("a zone"),
         authorisation: Authorisation::None,
+        pin: None,
         requests: preset(name).expect("a preset"),
     }
 }

@@ -200,3 +200,44 @@ fn real_answers_are_understood() {
     assert!((total - 26_290.0).abs() < 1e-6, "{total}");
     assert_eq!(readings(&found).pop().expect("a reading").3, 259.0);
 }
+
+/// Answers that a third party made from the vendor's examples.
+#[test]
+fn documented_answers_are_understood() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures/solaredge_v2_documented_shape");
+    let read = |name: &str| std::fs::read_to_string(format!("{folder}/{name}.json"));
+    let Ok(inverters) = read("inverters_telemetry") else { return };
+    let day = window("2026-09-29T05:00:00Z", "2026-09-30T05:00:00Z");
+    let found = decode("inverters", day, &inverters).expect("readings");
+    let serial = Some("7E1234B5-67");
+    assert_eq!(
+        readings(&found),
+        [
+            (Quantity::Power, serial, "2026-09-29T17:15:00Z".into(), 4.25, "kW"),
+            (Quantity::Power, serial, "2026-09-29T17:30:00Z".into(), 4.31, "kW"),
+            (Quantity::Energy, serial, "2026-09-29T17:15:00Z".into(), 1062.6, "Wh"),
+            (Quantity::Energy, serial, "2026-09-29T17:30:00Z".into(), 1077.7, "Wh"),
+            (Quantity::Voltage, serial, "2026-09-29T17:15:00Z".into(), 241.2, "V"),
+            (Quantity::Current, serial, "2026-09-29T17:30:00Z".into(), 17.9, "A"),
+            (Quantity::Frequency, serial, "2026-09-29T17:15:00Z".into(), 60.01, "Hz"),
+        ]
+    );
+    let found = decode("storage", day, &read("storage_telemetry").expect("the battery")).expect("readings");
+    assert_eq!(
+        readings(&found),
+        [
+            (Quantity::ChargePower, None, "2026-09-29T17:15:00Z".into(), 3000.0, "W"),
+            (Quantity::ChargePower, None, "2026-09-29T17:30:00Z".into(), 2750.0, "W"),
+            (Quantity::StateOfCharge, None, "2026-09-29T17:30:00Z".into(), 67.8, "%"),
+        ]
+    );
+    // Production is that of the site's own answers.
+    assert_eq!(
+        decode("meters", day, &read("meters_telemetry").expect("the meters")).expect("readings").points,
+        []
+    );
+    let site = serde_json::from_str(&read("site").expect("the site")).expect("JSON");
+    let systems = api("UTC").listed(&Value::Array(vec![site])).expect("a system");
+    assert_eq!((systems[0].system_id.as_str(), systems[0].capacity), ("1234567", Some(7.6)));
+    assert_eq!(systems[0].timezone.as_deref(), Some("America/Chicago"));
+}
