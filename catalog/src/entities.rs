@@ -429,6 +429,8 @@ impl Writer<'_> {
 
     pub(crate) async fn delete_source(&mut self, id: EntityId) -> Result<()> {
         self.tx.execute("DELETE FROM wattlake_external_id WHERE entity_id = $1", params![id]).await?;
+        let cursors = format!("source/{id}/%");
+        self.tx.execute("DELETE FROM wattlake_progress WHERE key LIKE $1", params![cursors]).await?;
         for table in ["wattlake_gap", "wattlake_job"] {
             self.tx.execute(&format!("DELETE FROM {table} WHERE source_id = $1"), params![id]).await?;
         }

@@ -3,7 +3,11 @@
 use serde_json::json;
 
 use super::*;
-use crate::sources::cursor::{Cursor, DAY};
+use crate::sources::{
+    connector::Window,
+    cursor::{Cursor, DAY},
+    settings::SourceSettings,
+};
 
 /// A source of each provider.
 fn connectors() -> Vec<SourceSettings> {

@@ -43,6 +43,8 @@ pub(crate) struct Work {
     cursors: BTreeMap<&'static str, Cursor>,
     /// When what is new is asked for, microseconds since 1970 UTC.
     pub poll_at: i64,
+    /// Somebody wants it now: the calls of the month are not spread this time.
+    pub is_wanted: bool,
     /// Streams of this turn that are done.
     done: Vec<&'static str>,
     /// Failures in a row.
@@ -85,6 +87,7 @@ impl Work {
             streams,
             cursors,
             poll_at: now,
+            is_wanted: false,
             done: Vec::new(),
             failures: 0,
             backfill: None,
@@ -132,7 +135,7 @@ impl Work {
 
     async fn poll(&mut self, asker: &Asker) -> Next {
         let now = asker.now();
-        if self.done.is_empty() {
+        if self.done.is_empty() && !std::mem::take(&mut self.is_wanted) {
             let limits = self.settings.limits;
             match asker.with_ledger(&self.settings, |ledger| ledger.poll_from(&limits, now)).await {
                 Ok(from) if from > now => return Next::Later(from),

@@ -1,13 +1,15 @@
 //! Health, status, metrics and flush.
 
 use axum::{
+    Extension,
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
+use wattlake_catalog::Access;
 
-use super::{App, reply::json_response};
+use super::{App, energy_sources::EnergySources, reply::json_response, resource::Resource};
 use crate::error::{ApiError, Kind, Result};
 
 /// `GET /health`: InfluxDB's shape, and whether writes are taken.
@@ -54,8 +56,10 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
 }
 
 /// `GET /api/status`.
-pub(super) async fn status(State(app): State<App>) -> Response {
+pub(super) async fn status(State(app): State<App>, Extension(access): Extension<Access>) -> Response {
     let fleet = app.engine.catalog().fleet();
+    let mut sources = app.sources.status();
+    sources.retain(|source| EnergySources::find(&app, &access, source.id).is_ok());
     json_response(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptimeSeconds": app.started.elapsed().as_secs(),
@@ -66,7 +70,7 @@ pub(super) async fn status(State(app): State<App>) -> Response {
             "meters": fleet.meters().count(),
             "energySources": fleet.sources().count(),
         },
-        "sources": app.sources.status(),
+        "sources": sources,
     }))
 }
 
