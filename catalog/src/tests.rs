@@ -46,6 +46,7 @@ conformance! {
     rewrites_replace_files_and_keep_history,
     expiry_keeps_the_window_and_what_has_a_name,
     concurrent_writers_take_turns,
+    what_sources_need_is_kept_and_goes_with_them,
 }
 
 #[tokio::test]
@@ -453,5 +454,104 @@ mod suite {
         catalog.refresh().await.expect("read");
         assert_eq!(catalog.fleet().sites().count(), 10);
         assert_eq!(catalog.manifest(SnapshotAt::Latest).await.expect("manifest").files.len(), 10);
+    }
+
+    pub(super) async fn what_sources_need_is_kept_and_goes_with_them(catalog: &Catalog) {
+        let site = site(catalog, "S").await;
+        let meter = meter(catalog, site, None).await;
+        let draft = EnergySourceDraft {
+            id: None,
+            meter_id: meter,
+            name: "s".into(),
+            source_type: "solar".into(),
+            capacity: None,
+            metadata: json!({ "apiKey": "canary", "auth": { "token": "canary too" } })
+                .as_object()
+                .cloned()
+                .expect("an object"),
+            active: true,
+        };
+        let source = catalog.create_source(&draft).await.expect("source").id;
+        let told = catalog.source_with_secrets(source).await.expect("a source").metadata;
+        assert_eq!((&told["apiKey"], &told["auth"]["token"]), (&json!("canary"), &json!("canary too")));
+        // Progress comes with files or alone; what is empty is forgotten.
+        let progress = |key: String, state: &str| Progress { key, state: state.into() };
+        let cursor = format!("source/{source}/energy");
+        let states = vec![progress(cursor.clone(), "{}"), progress("calls/x".into(), "1")];
+        catalog
+            .commit(&CommitRequest { progress: states, ..CommitRequest::default() })
+            .await
+            .expect("commit");
+        let states = vec![progress("calls/x".into(), "2"), progress("job/y".into(), "")];
+        let request =
+            CommitRequest { new_files: vec![file("p")], progress: states, ..CommitRequest::default() };
+        catalog.commit(&request).await.expect("commit");
+        let mut kept = catalog.progress().await.expect("progress");
+        kept.sort_by(|a, b| a.key.cmp(&b.key));
+        assert_eq!(kept, [progress("calls/x".into(), "2"), progress(cursor, "{}")]);
+        // Grants are sealed, and open under their own name only.
+        let grant =
+            |n: i64| Grant { access_token: format!("a{n}"), refresh_token: format!("r{n}"), expires_at: n };
+        catalog.save_grant("g", &grant(1)).await.expect("kept");
+        catalog.save_grant("g", &grant(2)).await.expect("kept");
+        let newest = catalog.grant("g").await.expect("a grant").expect("one");
+        assert_eq!((newest.refresh_token.as_str(), newest.expires_at), ("r2", 2));
+        assert!(catalog.grant("other").await.expect("none").is_none());
+        let mut tx = catalog.begin().await.expect("tx");
+        tx.execute("UPDATE wattlake_grant SET id = 'stolen'", vec![]).await.expect("moved");
+        tx.commit().await.expect("commit");
+        assert!(catalog.grant("stolen").await.is_err());
+        // Gaps change their state, and are forgotten when they were closed.
+        let at = |second: i64| Timestamp::from_second(second).expect("a time");
+        let gap = |n: i64, state: GapState| Gap {
+            id: uuid::Uuid::from_u128(n as u128),
+            source_id: source,
+            entity_id: source,
+            stream: "energy".into(),
+            metric: "energy".into(),
+            from: at(n * 900),
+            to: at(n * 900 + 900),
+            state,
+            found_at: at(9_000),
+            asked: 1,
+            asked_at: at(9_000),
+            proof: (state != GapState::Open).then(|| "seen".into()),
+        };
+        catalog
+            .save_gaps(&[gap(1, GapState::Open), gap(2, GapState::Open), gap(3, GapState::Open)])
+            .await
+            .expect("kept");
+        catalog.save_gaps(&[gap(1, GapState::Filled), gap(3, GapState::Empty)]).await.expect("changed");
+        assert_eq!(
+            catalog.gaps(Some(source), Some(GapState::Open), 10).await.expect("gaps"),
+            [gap(2, GapState::Open)]
+        );
+        assert_eq!(
+            catalog.gaps(None, None, 2).await.expect("gaps"),
+            [gap(3, GapState::Empty), gap(2, GapState::Open)]
+        );
+        assert_eq!(catalog.forget_closed_gaps(at(3_000)).await.expect("forgotten"), 1);
+        assert_eq!(catalog.gaps(None, None, 10).await.expect("gaps").len(), 2);
+        // A job ends once.
+        let job = Job {
+            id: uuid::Uuid::now_v7(),
+            source_id: source,
+            from: at(0),
+            to: at(86_400),
+            state: JobState::Running,
+            calls_planned: 7,
+            error: None,
+            created_at: at(9_000),
+            updated_at: at(9_000),
+        };
+        catalog.create_job(&job).await.expect("kept");
+        assert!(catalog.end_job(job.id, JobState::Failed, Some("why"), at(9_001)).await.expect("ended"));
+        assert!(!catalog.end_job(job.id, JobState::Done, None, at(9_002)).await.expect("asked"));
+        let ended = Job { state: JobState::Failed, error: Some("why".into()), updated_at: at(9_001), ..job };
+        assert_eq!(catalog.jobs().await.expect("jobs"), [ended]);
+        catalog.delete_source(source).await.expect("deleted");
+        assert!(catalog.gaps(None, None, 10).await.expect("gaps").is_empty());
+        assert!(catalog.jobs().await.expect("jobs").is_empty());
+        assert_eq!(catalog.progress().await.expect("progress").len(), 1);
     }
 }

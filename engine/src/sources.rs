@@ -53,11 +53,11 @@ use wattlake_catalog::{EnergySource, EntityId, Fleet};
 use self::{ask::Asker, failure::Class, turn::Work};
 pub use self::{
     connector::FoundSystem,
-    jobs::{BackfillPlan, JobStatus},
+    jobs::{BackfillPlan, BudgetStatus, JobStatus},
     settings::{Obstacle, PROVIDERS},
     trials::{ConnectionTest, DryReading, DryRun, Replayed},
 };
-use crate::{Engine, Result};
+use crate::Engine;
 
 const SECOND: i64 = 1_000_000;
 /// The provider that is listened to.
@@ -168,11 +168,11 @@ fn told(source: &EnergySource) -> Map<String, Value> {
 }
 
 impl Sources {
-    pub fn new(engine: Arc<Engine>) -> Result<Self> {
-        let asker = Asker::new(engine)?;
+    pub fn new(engine: Arc<Engine>) -> Self {
+        let asker = Asker::new(engine);
         let shared =
             Shared { asker, known: Mutex::default(), wake: Notify::new(), stopping: AtomicBool::new(false) };
-        Ok(Self(Arc::new(shared)))
+        Self(Arc::new(shared))
     }
 
     fn engine(&self) -> &Arc<Engine> {

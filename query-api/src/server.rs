@@ -76,7 +76,7 @@ pub(crate) async fn repair(settings: &Settings) -> Result<(Open, Vec<String>), F
 impl Open {
     fn new(engine: Arc<Engine>) -> Result<Self, Failure> {
         let queries = Arc::new(QueryService::new(Arc::clone(&engine))?);
-        let sources = Sources::new(Arc::clone(&engine))?;
+        let sources = Sources::new(Arc::clone(&engine));
         Ok(Self { ingest: Ingest::new(Arc::clone(&engine)), engine, queries, sources })
     }
 

@@ -252,7 +252,8 @@ def test_a_users_path(world):
     assert "readings in" in done, done
     w.compare(epoch("2026-06-01T22:00:00Z"), epoch("2026-06-09T22:00:00Z"))
     assert "no gaps" in w.server.cli("gaps").stdout
-    assert "connected" in w.server.cli("status").stdout
+    status = w.server.cli("status").stdout
+    assert "connectionStatus=connected" in status and "credential=solaredge-" in status and "canary" not in status, status
     # What is wrong is said in words that tell what to do.
     for change, status, words in [
         ({"apiKey": "wrong"}, "unauthorized", "Invalid API key"),

@@ -1,6 +1,9 @@
 //! One call: within the budget, with a token that is valid, its outcome in one of the known classes.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -65,7 +68,8 @@ type Shared<T> = Mutex<HashMap<String, Arc<TurnMutex<T>>>>;
 /// Makes the calls of all sources.
 pub(crate) struct Asker {
     pub engine: Arc<Engine>,
-    client: HttpClient,
+    /// Made with the first call: it reads the certificates that the system trusts.
+    client: OnceLock<HttpClient>,
     pub raw: RawArchive,
     /// By credential. Held while a call is counted.
     ledgers: Shared<Option<Ledger>>,
@@ -82,15 +86,25 @@ fn redacted(settings: &SourceSettings, mut failure: CallFailure) -> CallFailure 
     failure
 }
 
+/// How the keys of ledgers begin.
+pub(crate) const CALLS: &str = "calls/";
+
 fn ledger_key(credential: &str) -> String {
-    format!("calls/{credential}")
+    format!("{CALLS}{credential}")
 }
 
 impl Asker {
-    pub(crate) fn new(engine: Arc<Engine>) -> crate::Result<Self> {
-        let client = HttpClient::new()?;
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
         let raw = RawArchive::new(engine.settings());
-        Ok(Self { engine, client, raw, ledgers: Mutex::default(), tokens: Mutex::default() })
+        Self { engine, client: OnceLock::new(), raw, ledgers: Mutex::default(), tokens: Mutex::default() }
+    }
+
+    fn client(&self) -> crate::Result<&HttpClient> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let client = HttpClient::new()?;
+        Ok(self.client.get_or_init(|| client))
     }
 
     pub(crate) fn now(&self) -> i64 {
@@ -203,7 +217,7 @@ impl Asker {
             let mut secrets = settings.secrets.clone();
             token.iter().for_each(|token| secrets.add(token));
             metrics::counter!("wattlake_source_calls_total").increment(1);
-            let answer = self.client.send(&call, &secrets).await?;
+            let answer = self.client()?.send(&call, &secrets).await?;
             if answer.is_success() {
                 return Ok(answer);
             }
@@ -261,7 +275,7 @@ impl Asker {
         let Some(call) = settings.connector.refresh(&refresh_token) else { return Ok(None) };
         let mut secrets = settings.secrets.clone();
         secrets.add(&refresh_token);
-        let answer = self.client.send(&call, &secrets).await?;
+        let answer = self.client()?.send(&call, &secrets).await?;
         failpoint!("poll.after_refresh");
         if !answer.is_success() {
             let mut failure = match answer.status {

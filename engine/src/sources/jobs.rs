@@ -9,7 +9,9 @@ use wattlake_catalog::{EntityId, Job, JobState};
 
 use super::{
     Sources,
+    ask::CALLS,
     backfill::{self, Step, step_key},
+    budget::Ledger,
     connector, time,
 };
 use crate::{Error, ErrorKind, Result};
@@ -23,6 +25,20 @@ pub struct BackfillPlan {
     pub calls_left: i64,
     pub estimated_end: Timestamp,
     pub streams: Vec<&'static str>,
+}
+
+/// Calls of a credential in its month.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BudgetStatus {
+    /// A name that does not tell the secret.
+    pub credential: String,
+    pub since: Timestamp,
+    pub polls: i64,
+    /// Backfill, reading again, retries.
+    pub others: i64,
+    /// The vendor asked for a pause, or the month is used up.
+    pub paused_until: Option<Timestamp>,
 }
 
 /// A job with how far it has come.
@@ -111,6 +127,22 @@ impl Sources {
             job_status(job, &step.unwrap_or_default())
         };
         Ok(jobs.into_iter().map(with_step).collect())
+    }
+
+    /// The calls of every credential that was used.
+    pub async fn budgets(&self) -> Result<Vec<BudgetStatus>> {
+        let states = self.engine().progress().await?;
+        let used = states.iter().filter_map(|(key, state)| {
+            let ledger: Ledger = serde_json::from_str(state).ok()?;
+            Some(BudgetStatus {
+                credential: key.strip_prefix(CALLS)?.to_owned(),
+                since: time(ledger.period_start),
+                polls: ledger.polls,
+                others: ledger.extras,
+                paused_until: (ledger.paused_until > self.now()).then(|| time(ledger.paused_until)),
+            })
+        });
+        Ok(used.collect())
     }
 
     /// Ends a job; what it has fetched stays.

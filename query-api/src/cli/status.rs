@@ -39,6 +39,19 @@ pub(super) async fn run(common: &Common, args: StatusArgs) -> Result<(), Failure
     Ok(())
 }
 
+/// The fields of an object that say something, one after the other.
+fn in_a_line(value: &Value) -> String {
+    let Value::Object(map) = value else { return value.to_string() };
+    let told = map
+        .iter()
+        .filter(|(_, value)| !value.is_null() && value.as_array().is_none_or(|items| !items.is_empty()));
+    let told = told.map(|(name, value)| match value {
+        Value::String(text) => format!("{name}={text}"),
+        other => format!("{name}={other}"),
+    });
+    told.collect::<Vec<_>>().join(" ")
+}
+
 /// One `name  value` a line, nested names joined by dots.
 fn print_lines(prefix: &str, value: &Value) {
     let Value::Object(map) = value else { return };
@@ -46,6 +59,11 @@ fn print_lines(prefix: &str, value: &Value) {
         let name = format!("{prefix}{name}");
         match value {
             Value::Object(_) => print_lines(&format!("{name}."), value),
+            Value::Array(items) => {
+                for item in items {
+                    println!("{name:<28} {}", in_a_line(item));
+                }
+            }
             Value::String(text) => println!("{name:<28} {text}"),
             Value::Null => println!("{name:<28} -"),
             other => println!("{name:<28} {other}"),

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
-use wattlake_catalog::Access;
+use wattlake_catalog::{Access, JobState};
 
 use super::{App, energy_sources::EnergySources, reply::json_response, resource::Resource};
 use crate::error::{ApiError, Kind, Result};
@@ -56,11 +56,17 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
 }
 
 /// `GET /api/status`.
-pub(super) async fn status(State(app): State<App>, Extension(access): Extension<Access>) -> Response {
+pub(super) async fn status(State(app): State<App>, Extension(access): Extension<Access>) -> Result<Response> {
     let fleet = app.engine.catalog().fleet();
     let mut sources = app.sources.status();
     sources.retain(|source| EnergySources::find(&app, &access, source.id).is_ok());
-    json_response(&json!({
+    let mut jobs = app.sources.jobs().await?;
+    jobs.retain(|one| {
+        one.job.state == JobState::Running && sources.iter().any(|source| source.id == one.job.source_id)
+    });
+    // Credentials are not those of one site.
+    let budgets = if access.sites.is_empty() { app.sources.budgets().await? } else { Vec::new() };
+    Ok(json_response(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptimeSeconds": app.started.elapsed().as_secs(),
         "storage": app.engine.storage().data_path(),
@@ -71,7 +77,9 @@ pub(super) async fn status(State(app): State<App>, Extension(access): Extension<
             "energySources": fleet.sources().count(),
         },
         "sources": sources,
-    }))
+        "jobs": jobs,
+        "budgets": budgets,
+    })))
 }
 
 /// `POST /api/flush`.

@@ -108,7 +108,7 @@ impl World {
             let source = engine.catalog().create_source(&draft).await.expect("source");
             polled.push((source.id, system));
         }
-        let sources = Sources::new(Arc::clone(&engine)).expect("sources");
+        let sources = Sources::new(Arc::clone(&engine));
         Self { engine, sources, simulator, now, polled, folder }
     }
 
@@ -300,7 +300,7 @@ async fn history_is_fetched_once_by_several_processes() {
     }
     for hour in 2..40 {
         // A new process knows what the one before has stored, no more.
-        world.sources = Sources::new(Arc::clone(&world.engine)).expect("sources");
+        world.sources = Sources::new(Arc::clone(&world.engine));
         world.run_until(start + hour * HOUR).await;
     }
     let jobs = world.sources.jobs().await.expect("jobs");
