@@ -341,7 +341,7 @@ impl Sources {
                 glance.next_turn = i64::MAX;
             }
             glance.status = status;
-            glance.error = work.error.clone().filter(|_| status != "connected" || work.failures > 0);
+            glance.error.clone_from(&work.error);
             glance.last_success = work.last_success;
             glance.read_until = work.read_until();
             glance.readings = work.readings;

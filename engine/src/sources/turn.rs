@@ -25,7 +25,7 @@ const DAY: i64 = 86_400 * SECOND;
 /// The first wait after a failure, doubled with each further one.
 const BACKOFF: i64 = 5 * SECOND;
 const BACKOFF_MAX: i64 = 15 * MINUTE;
-/// After so many failures in a row a source waits for its next turn.
+/// After so many failures in a row a stream waits for the next turn of its source.
 const FAILURES_MAX: u32 = 8;
 /// Windows read again in one turn: what is new must not wait for them.
 const AGAIN_MAX: usize = 8;
@@ -49,6 +49,9 @@ pub(crate) struct Work {
     done: Vec<&'static str>,
     /// Failures in a row.
     pub failures: u32,
+    /// The same of what is read besides polling, and when that goes on.
+    other_failures: u32,
+    others_at: i64,
     pub backfill: Option<Backfill>,
     /// Not asked any more until somebody changes something.
     pub stopped: Option<CallFailure>,
@@ -90,6 +93,8 @@ impl Work {
             is_wanted: false,
             done: Vec::new(),
             failures: 0,
+            other_failures: 0,
+            others_at: 0,
             backfill: None,
             stopped: None,
             error: None,
@@ -119,12 +124,23 @@ impl Work {
         next = next.min(self.poll_at);
         // While polling is in trouble nothing else is tried.
         if self.failures == 0 {
-            for step in [self.read_again(asker).await, self.step_backfill(asker).await] {
-                match step {
-                    Next::Done => {}
-                    Next::Later(at) => next = next.min(at),
-                    Next::Stop => return NEVER,
+            if self.others_at <= asker.now() {
+                std::mem::swap(&mut self.failures, &mut self.other_failures);
+                let steps = [self.read_again(asker).await, self.step_backfill(asker).await];
+                std::mem::swap(&mut self.failures, &mut self.other_failures);
+                self.others_at = NEVER;
+                for step in steps {
+                    match step {
+                        Next::Done => {}
+                        Next::Later(at) => self.others_at = self.others_at.min(at),
+                        Next::Stop => return NEVER,
+                    }
                 }
+            }
+            next = next.min(self.others_at);
+            if self.others_at == NEVER {
+                // The next turn finds out what there is to do.
+                self.others_at = 0;
             }
         }
         if let Err(error) = asker.keep_alive(&self.settings).await {
@@ -135,6 +151,9 @@ impl Work {
 
     async fn poll(&mut self, asker: &Asker) -> Next {
         let now = asker.now();
+        if self.done.is_empty() {
+            self.error = None;
+        }
         if self.done.is_empty() && !std::mem::take(&mut self.is_wanted) {
             let limits = self.settings.limits;
             match asker.with_ledger(&self.settings, |ledger| ledger.poll_from(&limits, now)).await {
@@ -149,6 +168,11 @@ impl Work {
             }
             match self.poll_stream(asker, &stream).await {
                 Next::Done => self.done.push(stream.name),
+                // One kind of answer that never comes does not hold up the others.
+                Next::Later(_) if self.failures >= FAILURES_MAX => {
+                    self.failures = 0;
+                    self.done.push(stream.name);
+                }
                 other => return other,
             }
         }
@@ -242,6 +266,7 @@ impl Work {
                         other => return other,
                     },
                 };
+                self.failures = 0;
                 let mut cursor = self.cursor(&stream).clone();
                 cursor.again[level] = window.to;
                 let noted = self.store(asker, &stream, cursor, &decoded).await;
@@ -345,7 +370,10 @@ impl Work {
             self.backfill = Some(backfill);
         }
         match stored {
-            Ok(()) => Next::Done,
+            Ok(()) => {
+                self.failures = 0;
+                Next::Done
+            }
             Err(error) => self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
         }
     }

@@ -16,6 +16,8 @@ pub(crate) struct Chaos {
     pub dropped: u64,
     /// Access tokens that end before their time.
     pub revoked: u64,
+    /// A part of a path that always fails.
+    pub broken: Option<&'static str>,
     pub seed: u64,
     pub calls: AtomicU64,
 }
@@ -33,7 +35,16 @@ pub(super) enum Wrong {
 impl Chaos {
     /// One call in a dozen.
     pub(crate) fn heavy(seed: u64) -> Self {
-        Self { errors: 30, garbage: 20, pauses: 10, dropped: 10, revoked: 10, seed, calls: AtomicU64::new(0) }
+        Self {
+            errors: 30,
+            garbage: 20,
+            pauses: 10,
+            dropped: 10,
+            revoked: 10,
+            broken: None,
+            seed,
+            calls: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn draw(&self) -> Option<Wrong> {

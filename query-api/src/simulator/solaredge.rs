@@ -108,6 +108,9 @@ pub(super) fn answer(simulator: &Simulator, request: &Request, id: &str, rest: &
         Ok(admitted) => admitted,
         Err(refused) => return *refused,
     };
+    if simulator.0.chaos.broken.is_some_and(|broken| rest.contains(&broken)) {
+        return chaos::error(1);
+    }
     let credential = request.header("x-api-key").unwrap_or(&system.client_id);
     let sound = data(request, plant, rest);
     let response = match simulator.0.chaos.draw() {

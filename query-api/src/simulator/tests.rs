@@ -394,3 +394,27 @@ async fn polling_too_often_is_spread_over_the_month() {
     assert!((230..=340).contains(&calls), "{calls}");
     assert_eq!(world.simulator.violations(), Vec::<String>::new());
 }
+
+/// One kind of answer that never comes holds up neither the others nor what is read again and fetched of history.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_never_comes_holds_nothing_up() {
+    let start = micros("2026-04-10T07:12:00Z");
+    let chaos = Chaos { broken: Some("energy"), ..Chaos::default() };
+    let world = World::new(start, vec![system(Vendor::SolarEdge, 0)], chaos, false, "3h").await;
+    world.run_until(start + 12 * DAY).await;
+    let (source, system) = &world.polled[0];
+    let plant = world.simulator.plant(&system.id).expect("a plant");
+    let stored = world.stored(*source, "consumption_energy");
+    let first = start.div_euclid(QUARTER) * QUARTER + QUARTER;
+    for ts in (first..start + 4 * DAY).step_by(QUARTER as usize) {
+        let expected = plant.measured(Measure::Consumption, ts);
+        let found = stored.get(&ts).map(|kwh| (kwh * 10_000.0).round() / 10.0);
+        assert_eq!(found, expected, "{}", time(ts));
+    }
+    let status = &world.status()[0];
+    assert!(
+        status.last_error.as_ref().is_some_and(|words| words.contains("500") || words.contains("502")),
+        "{status:?}"
+    );
+    assert_eq!(world.simulator.violations(), Vec::<String>::new());
+}
