@@ -185,17 +185,20 @@ def test_a_bad_month_with_a_kill_every_day(world):
     assert told_secrets(w) == []
 
 
-def test_no_refresh_token_is_lost_in_a_crash(world):
+STEPS = ["poll.after_refresh", "poll.before_call", "poll.before_store", "poll.after_store"]
+
+
+def test_no_refresh_token_is_lost_in_a_crash_at_any_step(world):
     w = world([system("solaredge", 1), system("enphase", 0)], epoch("2026-04-01T00:00:00Z"), every="1h")
     w.settle()
-    for round in range(max(FAULTS, 3)):
-        # Whichever refreshes first takes the process with it, with the new token in hand.
+    for round in range(max(FAULTS, len(STEPS))):
+        # Whichever comes by first, or second, takes the process with it: after a refresh with the new token in hand.
         w.server.stop()
-        w.server.env["FAILPOINTS"] = random.choice(["poll.after_refresh=return", "poll.after_refresh=1*off->return"])
+        w.server.env["FAILPOINTS"] = STEPS[round % len(STEPS)] + random.choice(["=return", "=1*off->return"])
         w.set(w.now + DAY + 3600)
         w.server.process = subprocess.Popen([BINARY, "serve", *w.server.flags()], env=w.server.env,
                                             stdout=w.server.log, stderr=w.server.log)
-        w.server.process.wait(60)
+        assert w.server.process.wait(60) != 0
         del w.server.env["FAILPOINTS"]
         w.server.start()
         w.run_until(w.now + 3600)
