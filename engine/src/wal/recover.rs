@@ -160,7 +160,11 @@ fn recover_with<B>(
         }
         expected = Some(sequence);
         found.next_sequence = found.next_sequence.max(sequence);
-        found.segments.push(Segment { path, first, last: sequence - 1 });
+        // One without frames is written next, under the same name: it must not be released as one of earlier frames.
+        let is_next = sequence == first && first == found.next_sequence;
+        if !is_next {
+            found.segments.push(Segment { path, first, last: sequence - 1 });
+        }
     }
     Ok(found)
 }

@@ -335,3 +335,20 @@ fn a_segment_without_frames_is_not_released_under_its_successor() {
     log.release_through(1).expect("release");
     assert_eq!(replay(dir.path(), 1).expect("recovers").0, [3]);
 }
+
+/// A process that died when it had made a segment and written nothing: the next one writes that segment, and what it
+/// writes outlives the release of everything before.
+#[test]
+fn a_segment_that_a_dead_process_has_begun_is_not_released_under_its_successor() {
+    let dir = TempDir::new().expect("dir");
+    write_log(dir.path(), 5, 1 << 20);
+    std::fs::write(segment::path(dir.path(), 6), segment::header(6)).expect("a header");
+    let (seen, recovered) = replay(dir.path(), 0).expect("recovers");
+    assert_eq!((seen.len(), recovered.next_sequence), (5, 6));
+    let mut log = Log::new(dir.path(), Box::new(DiskFiles), 1 << 20, recovered);
+    log.append(&[chunk_of(6)]).expect("append");
+    log.sync().expect("sync");
+    log.release_through(5).expect("released");
+    let (seen, recovered) = replay(dir.path(), 5).expect("recovers");
+    assert_eq!((seen, recovered.next_sequence), (vec![6], 7));
+}
