@@ -12,6 +12,7 @@ use tokio::sync::Mutex as TurnMutex;
 use wattlake_catalog::{Grant, Progress, failpoint};
 
 use super::{
+    SECOND,
     budget::{Ledger, Purpose},
     connector::{Decoded, FoundSystem, Stream, Window},
     failure::{CallFailure, Class},
@@ -21,7 +22,6 @@ use super::{
 };
 use crate::{Batch, Engine};
 
-const SECOND: i64 = 1_000_000;
 /// Pages of a list of systems.
 const LIST_PAGES_MAX: usize = 50;
 /// A shorter page is the last one.

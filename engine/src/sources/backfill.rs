@@ -11,12 +11,11 @@ use serde::{Deserialize, Serialize};
 use wattlake_catalog::{Job, JobState, Progress};
 
 use super::{
+    SECOND,
     ask::Asker,
     connector::{Stream, Window},
     cursor::floor,
 };
-
-const SECOND: i64 = 1_000_000;
 
 /// How far a job has come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

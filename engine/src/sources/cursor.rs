@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::connector::{Quantity, Stream, Window};
+use super::{
+    SECOND,
+    connector::{Quantity, Stream, Window},
+};
 
-const SECOND: i64 = 1_000_000;
 pub(crate) const DAY: i64 = 86_400 * SECOND;
 /// What was read is read again when it is so many days old: vendors fill and correct what they have shown.
 pub(crate) const AGAIN_DAYS: [i64; 3] = [1, 3, 7];

@@ -11,6 +11,7 @@ use url::Url;
 use wattlake_catalog::Quality;
 
 use super::{
+    SECOND,
     budget::Limits,
     connector::{Connector, Decoded, FoundSystem, Point, Quantity, Stream, Window},
     failure::{CallFailure, Class},
@@ -18,7 +19,6 @@ use super::{
 };
 
 pub(crate) const BASE: &str = "https://api.enphaseenergy.com/";
-const SECOND: i64 = 1_000_000;
 const WEEK: i64 = 7 * 86_400;
 /// The vendor answers nothing older than two years; a day is left for clocks and zones.
 const HORIZON: i64 = 729 * 86_400;

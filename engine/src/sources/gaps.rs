@@ -10,13 +10,12 @@ use uuid::Uuid;
 use wattlake_catalog::{Gap, GapState};
 
 use super::{
+    SECOND,
     connector::{Decoded, Quantity, Stream, Window},
     cursor::Cursor,
     store::Places,
 };
 use crate::{Engine, Result};
-
-const SECOND: i64 = 1_000_000;
 
 /// Stretches of a window in which an answer has no interval, by quantity.
 pub(crate) fn missing(

@@ -12,11 +12,11 @@ use serde_json_path::{JsonPath, PathElement};
 use wattlake_catalog::Quality;
 
 use super::{
+    SECOND,
     connector::{Point, Quantity, Role},
     schedule,
 };
 
-const SECOND: i64 = 1_000_000;
 /// Rows of one answer.
 const ROWS_MAX: usize = 200_000;
 /// Numbers that nobody took, shown to who writes a mapping.

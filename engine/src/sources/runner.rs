@@ -13,7 +13,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{sync::Mutex as TurnMutex, task::JoinSet};
-use wattlake_catalog::{EnergySource, EnergySourceDraft, EntityId, Fleet, JobState};
+use wattlake_catalog::{EnergySource, EnergySourceDraft, EntityId, JobState};
 
 use super::{
     Glance, MQTT, SECOND, Source, Sources,
@@ -144,7 +144,7 @@ impl Sources {
         let mut fresh = Vec::new();
         let mut wanted = Vec::new();
         for source in fleet.sources().filter(|source| settings::uses_api(source)) {
-            let zone = self.zone(&fleet, source.id);
+            let zone = self.zone_of(source.id);
             wanted.push(source.id);
             let known = self.0.known.lock().sources.get(&source.id).cloned();
             let is_same = known.is_some_and(|known| {
@@ -216,7 +216,9 @@ impl Sources {
         Ok(SourceSettings::read_broker(&source, zone))
     }
 
-    pub(super) fn zone(&self, fleet: &Fleet, id: EntityId) -> TimeZone {
+    /// The zone of the site of an energy source, or the default one.
+    pub fn zone_of(&self, id: EntityId) -> TimeZone {
+        let fleet = self.engine().catalog().fleet();
         let name = fleet.site_of(id).and_then(|site| site.zone_name().map(str::to_owned));
         let name = name.unwrap_or_else(|| self.engine().settings().time_zone.0.clone());
         TimeZone::get(&name).unwrap_or(TimeZone::UTC)

@@ -11,6 +11,7 @@ use url::Url;
 use wattlake_catalog::Quality;
 
 use super::{
+    SECOND,
     budget::Limits,
     connector::{Connector, Decoded, FoundSystem, Point, Quantity, Stream, Window},
     failure::{CallFailure, Class},
@@ -18,7 +19,6 @@ use super::{
 };
 
 pub(crate) const BASE: &str = "https://monitoringapi.solaredge.com/v2/";
-const SECOND: i64 = 1_000_000;
 
 const QUARTERS: Stream = Stream {
     name: "energy",

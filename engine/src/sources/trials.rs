@@ -80,7 +80,7 @@ impl Sources {
     /// When there is no such source, or the catalog does not answer. A connection that does not work is no error.
     pub async fn test(&self, id: EntityId) -> Result<ConnectionTest> {
         let fleet = self.engine().catalog().fleet();
-        let zone = self.zone(&fleet, id);
+        let zone = self.zone_of(id);
         let provider = fleet.source(id).and_then(|source| source.metadata.get("apiProvider")?.as_str());
         let (status, message) = match provider {
             Some(MQTT) => self.try_broker(id, &zone).await?,
@@ -109,41 +109,40 @@ impl Sources {
         id: EntityId,
         zone: &TimeZone,
     ) -> Result<(&'static str, String)> {
-        let settings = self.settings(id, zone).await?;
+        let settings = match self.settings(id, zone).await? {
+            Ok(settings) => settings,
+            Err(obstacle) => return Ok((obstacle.status, obstacle.message)),
+        };
+        let failure = match self.0.asker.probe(&settings).await {
+            Ok(()) => return Ok(("connected", "the vendor answered".to_owned())),
+            Err(Trouble::Later(at)) => {
+                let words = "the budget is used up, or the vendor asked for a pause";
+                return Ok(("waiting", format!("no call may be made before {}: {words}", time(at))));
+            }
+            Err(Trouble::Failed(failure)) => failure,
+        };
         // A device in the home whose certificate nobody has signed is known by it from now on.
-        if let Ok(settings) = &settings
-            && settings.may_pin
-            && let Err(Trouble::Failed(failure)) = self.0.asker.probe(settings).await
+        if settings.may_pin
             && failure.message.contains("certificate")
             && let Ok(seen) = pinned::seen(&settings.connector.probe().url).await
         {
-            let fleet = self.engine().catalog().fleet();
-            let source = fleet
-                .source(id)
-                .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no energy source {id}")))?;
-            let mut draft = EnergySourceDraft::from(source);
-            draft.metadata.insert("pinSha256".into(), seen.as_str().into());
-            self.engine().catalog().update_source(id, &draft).await?;
+            self.pin(id, &seen).await?;
             let (status, message) = Box::pin(self.try_connection(id, zone)).await?;
-            return Ok((
-                status,
-                format!("{message}; its certificate was not known, and is pinned now: SHA-256 {seen}"),
-            ));
+            let words = "its certificate was not known, and is pinned now";
+            return Ok((status, format!("{message}; {words}: SHA-256 {seen}")));
         }
-        Ok(match settings {
-            Err(obstacle) => (obstacle.status, obstacle.message),
-            Ok(settings) => match self.0.asker.probe(&settings).await {
-                Ok(()) => ("connected", "the vendor answered".to_owned()),
-                Err(Trouble::Later(at)) => (
-                    "waiting",
-                    format!(
-                        "no call may be made before {}: the budget is used up, or the vendor asked for a pause",
-                        time(at)
-                    ),
-                ),
-                Err(Trouble::Failed(failure)) => (stopped_status(&failure.class), failure.message),
-            },
-        })
+        Ok((stopped_status(&failure.class), failure.message))
+    }
+
+    async fn pin(&self, id: EntityId, sha256: &str) -> Result<()> {
+        let fleet = self.engine().catalog().fleet();
+        let source = fleet
+            .source(id)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no energy source {id}")))?;
+        let mut draft = EnergySourceDraft::from(source);
+        draft.metadata.insert("pinSha256".into(), sha256.into());
+        self.engine().catalog().update_source(id, &draft).await?;
+        Ok(())
     }
 
     /// A source that was given up is asked again at once.

@@ -2,16 +2,20 @@
 //!
 //! Nothing waits here. What cannot be asked now says when it can, and the turn ends; the next one goes on where the cursors stand.
 
+mod history;
+mod trouble;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use wattlake_catalog::{Progress, failpoint};
 
 use super::{
+    SECOND,
     ask::{Asker, Trouble},
     backfill::Backfill,
     budget::Purpose,
     connector::{Decoded, Stream, Window},
-    cursor::{AGAIN_DAYS, Cursor},
+    cursor::{AGAIN_DAYS, Cursor, DAY},
     failure::{CallFailure, Class},
     gaps,
     settings::SourceSettings,
@@ -19,20 +23,10 @@ use super::{
 };
 use crate::Result;
 
-const SECOND: i64 = 1_000_000;
-const MINUTE: i64 = 60 * SECOND;
-const DAY: i64 = 86_400 * SECOND;
-/// The first wait after a failure, doubled with each further one.
-const BACKOFF: i64 = 5 * SECOND;
-const BACKOFF_MAX: i64 = 15 * MINUTE;
 /// After so many failures in a row a stream waits for the next turn of its source.
 const FAILURES_MAX: u32 = 8;
 /// Windows read again in one turn: what is new must not wait for them.
 const AGAIN_MAX: usize = 8;
-/// Calls of a backfill in one turn, for the same reason.
-const BACKFILL_MAX: usize = 16;
-/// Answers to one call of a backfill that may be unreadable.
-const UNREAD_MAX: u32 = 8;
 /// Nobody is asked: looked at again all the same.
 const NEVER: i64 = i64::MAX;
 
@@ -283,101 +277,6 @@ impl Work {
         Next::Done
     }
 
-    async fn step_backfill(&mut self, asker: &Asker) -> Next {
-        for _ in 0..BACKFILL_MAX {
-            let Some(mut backfill) = self.backfill.take().filter(|backfill| !backfill.is_cancelled()) else {
-                return Next::Done;
-            };
-            let span = |stream: &Stream| self.cursor(stream).span(stream);
-            let Some((stream, window)) = backfill.next(&self.streams, span, asker.now()) else {
-                backfill.finish(asker).await;
-                return Next::Done;
-            };
-            if self.cursor(&stream).closed_until > asker.now() {
-                backfill.skip_stream();
-                self.backfill = Some(backfill);
-                continue;
-            }
-            let outcome = self.ask(asker, Purpose::Extra, &stream, window).await;
-            let next = self.take_history(asker, backfill, &stream, window, outcome).await;
-            if !matches!(next, Next::Done) {
-                return next;
-            }
-        }
-        Next::Later(asker.now())
-    }
-
-    /// Stores a window of history together with the step of its job, or does what is to be done about a failure.
-    async fn take_history(
-        &mut self,
-        asker: &Asker,
-        mut backfill: Backfill,
-        stream: &Stream,
-        window: Window,
-        outcome: std::result::Result<Decoded, Trouble>,
-    ) -> Next {
-        let trouble = match outcome {
-            Ok(decoded) => return self.store_history(asker, backfill, stream, window, &decoded).await,
-            Err(trouble) => trouble,
-        };
-        match &trouble {
-            Trouble::Failed(failure) => match failure.class {
-                Class::AuthDead | Class::Gone | Class::Refused => {
-                    backfill.fail(asker, &failure.message).await;
-                    return self.handle(asker, stream, window, trouble).await;
-                }
-                // The vendor knows nothing of that time.
-                Class::NoDataYet => {
-                    return self.store_history(asker, backfill, stream, window, &Decoded::default()).await;
-                }
-                Class::BadPayload => {
-                    backfill.step.unread += 1;
-                    if backfill.step.unread >= UNREAD_MAX {
-                        let words =
-                            format!("{}; the same window was asked for {UNREAD_MAX} times", failure.message);
-                        backfill.fail(asker, &words).await;
-                        return Next::Done;
-                    }
-                    let wait = BACKOFF << backfill.step.unread;
-                    self.backfill = Some(backfill);
-                    return Next::Later(asker.now() + wait);
-                }
-                _ => {}
-            },
-            Trouble::Later(_) => {}
-        }
-        self.backfill = Some(backfill);
-        self.handle(asker, stream, window, trouble).await
-    }
-
-    async fn store_history(
-        &mut self,
-        asker: &Asker,
-        backfill: Backfill,
-        stream: &Stream,
-        window: Window,
-        decoded: &Decoded,
-    ) -> Next {
-        let mut cursor = self.cursor(stream).clone();
-        observe(&mut cursor, stream, decoded);
-        let after = backfill.after(window, decoded.points.len() as u64);
-        let mut stored = self.write(asker, stream, cursor, decoded, Some(after.progress())).await;
-        if stored.is_ok() {
-            self.backfill = Some(after);
-            // History is asked for once.
-            stored = self.note_gaps(asker, stream, window, decoded, true).await;
-        } else {
-            self.backfill = Some(backfill);
-        }
-        match stored {
-            Ok(()) => {
-                self.failures = 0;
-                Next::Done
-            }
-            Err(error) => self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
-        }
-    }
-
     fn cursor(&self, stream: &Stream) -> &Cursor {
         &self.cursors[stream.name]
     }
@@ -495,71 +394,6 @@ impl Work {
     async fn shrink(&mut self, asker: &Asker, stream: &Stream, window: Window) -> bool {
         let mut cursor = self.cursor(stream).clone();
         cursor.shrink(stream, window) && self.save(asker, stream, cursor).await.is_ok()
-    }
-
-    /// What is done about a failure, by its class.
-    async fn handle(&mut self, asker: &Asker, stream: &Stream, window: Window, trouble: Trouble) -> Next {
-        let failure = match trouble {
-            Trouble::Later(at) => return Next::Later(at),
-            Trouble::Failed(failure) => failure,
-        };
-        metrics::counter!("wattlake_source_failures_total").increment(1);
-        tracing::debug!(source = %self.settings.id, stream = stream.name, class = ?failure.class, %failure, "a call failed");
-        let now = asker.now();
-        match failure.class {
-            Class::Retry => self.fail(asker, &failure),
-            Class::Throttled { until } => Next::Later(until),
-            Class::QuotaExhausted => {
-                let limits = self.settings.limits;
-                self.error = Some(failure.message.clone());
-                match asker.with_ledger(&self.settings, |ledger| ledger.exhaust(&limits, now)).await {
-                    Ok(until) => Next::Later(until),
-                    Err(error) => self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
-                }
-            }
-            Class::Forbidden => {
-                let mut cursor = self.cursor(stream).clone();
-                cursor.closed_until = now + DAY;
-                self.error = Some(failure.message.clone());
-                match self.save(asker, stream, cursor).await {
-                    Ok(()) => Next::Done,
-                    Err(error) => self.fail(asker, &CallFailure::new(Class::Retry, error.message)),
-                }
-            }
-            Class::WindowTooLarge if self.shrink(asker, stream, window).await => Next::Later(now),
-            Class::NoDataYet => Next::Done,
-            Class::WindowTooLarge | Class::BadPayload => self.note(&failure),
-            Class::AuthExpired | Class::AuthDead | Class::Gone | Class::Refused => {
-                tracing::warn!(source = %self.settings.id, name = self.settings.name, %failure, "a source is not asked any more");
-                self.error = Some(failure.message.clone());
-                self.stopped = Some(failure);
-                Next::Stop
-            }
-        }
-    }
-
-    /// Something that the next turn may find otherwise.
-    fn note(&mut self, failure: &CallFailure) -> Next {
-        self.error = Some(failure.message.clone());
-        Next::Done
-    }
-
-    /// Comes back after a while, ever longer; after many failures at the next turn only.
-    fn fail(&mut self, asker: &Asker, failure: &CallFailure) -> Next {
-        Next::Later(self.back_off(asker, failure))
-    }
-
-    fn back_off(&mut self, asker: &Asker, failure: &CallFailure) -> i64 {
-        self.error = Some(failure.message.clone());
-        self.failures += 1;
-        let now = asker.now();
-        let longest = BACKOFF.saturating_mul(1 << self.failures.min(20)).min(BACKOFF_MAX);
-        // Full jitter: those that failed together do not come back together.
-        let wait = (rand::random::<f64>() * longest as f64) as i64;
-        if self.failures < FAILURES_MAX {
-            return now + wait.max(SECOND);
-        }
-        self.settings.schedule.next_after(now, self.settings.phase()).max(now + BACKOFF_MAX / 2 + wait)
     }
 
     /// Whether all polled streams are refused to this site.

@@ -4,7 +4,7 @@ use std::{io::IsTerminal, time::Duration};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use wattlake_catalog::EntityId;
 
@@ -65,10 +65,7 @@ pub(super) async fn run(common: &Common, args: BackfillArgs) -> Result<(), Failu
 async fn here(open: &Open, args: &BackfillArgs) -> Result<(), Failure> {
     let id: EntityId = args.source.parse()?;
     let now = Timestamp::from_microsecond(open.engine.clock().now_micros()).unwrap_or_default();
-    let fleet = open.engine.catalog().fleet();
-    let zone = fleet.site_of(id).and_then(|site| site.zone_name()).and_then(|name| TimeZone::get(name).ok());
-    let zone =
-        zone.unwrap_or_else(|| TimeZone::get(&open.engine.settings().time_zone.0).unwrap_or(TimeZone::UTC));
+    let zone = open.sources.zone_of(id);
     let from = parse_instant("--from", &args.from, &zone, now)?;
     let to = parse_instant("--to", &args.to, &zone, now)?.min(now);
     if from >= to {

@@ -33,14 +33,18 @@ pub(super) fn obstacle(error: wattlake_engine::Error) -> ApiError {
     }
 }
 
+/// The id of an energy source that the bearer may see.
+fn visible(app: &App, access: &Access, id: &str) -> Result<EntityId> {
+    Ok(EnergySources::find(app, access, id.parse()?)?.id)
+}
+
 /// `POST /api/energy-sources/{id}/test`: tries the connection, and notes its state and the time in the metadata.
 pub(super) async fn test(
     State(app): State<App>,
     Extension(access): Extension<Access>,
     Path(id): Path<String>,
 ) -> Result<Response> {
-    let id: EntityId = id.parse()?;
-    EnergySources::find(&app, &access, id)?;
+    let id = visible(&app, &access, &id)?;
     Ok(json_response(&app.sources.test(id).await?))
 }
 
@@ -50,8 +54,7 @@ pub(super) async fn poll(
     Extension(access): Extension<Access>,
     Path(id): Path<String>,
 ) -> Result<Response> {
-    let id: EntityId = id.parse()?;
-    EnergySources::find(&app, &access, id)?;
+    let id = visible(&app, &access, &id)?;
     Ok(json_response(&app.sources.poll(id).await.map_err(obstacle)?))
 }
 
@@ -71,15 +74,9 @@ pub(super) async fn backfill(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response> {
-    let id: EntityId = id.parse()?;
-    EnergySources::find(&app, &access, id)?;
+    let id = visible(&app, &access, &id)?;
     let range: Range = read_json(&body)?;
-    let fleet = app.engine.catalog().fleet();
-    let zone = fleet
-        .site_of(id)
-        .and_then(|site| site.zone_name())
-        .and_then(|name| jiff::tz::TimeZone::get(name).ok());
-    let zone = zone.unwrap_or_else(|| app.zone());
+    let zone = app.sources.zone_of(id);
     let from = parse_instant("from", &range.from, &zone, app.now())?;
     let to = parse_instant("to", &range.to, &zone, app.now())?;
     if from >= to {
@@ -108,8 +105,7 @@ pub(super) async fn dry_run(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response> {
-    let id: EntityId = id.parse()?;
-    EnergySources::find(&app, &access, id)?;
+    let id = visible(&app, &access, &id)?;
     let trial: Trial = match body.is_empty() {
         true => Trial { stream: None, answer: None },
         false => read_json(&body)?,
@@ -133,8 +129,7 @@ pub(super) async fn replay(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response> {
-    let id: EntityId = id.parse()?;
-    EnergySources::find(&app, &access, id)?;
+    let id = visible(&app, &access, &id)?;
     let span: Span = read_json(&body)?;
     let from = parse_instant("from", &span.from, &app.zone(), app.now())?;
     let to = parse_instant("to", &span.to, &app.zone(), app.now())?;

@@ -1,9 +1,7 @@
 //! Presets, against answers of real devices where those are there.
 
 use super::*;
-use crate::sources::connector::Quantity;
-
-const SECOND: i64 = 1_000_000;
+use crate::sources::{SECOND, connector::Quantity};
 
 fn device(name: &str) -> HttpJson {
     HttpJson {
