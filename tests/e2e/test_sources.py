@@ -278,6 +278,36 @@ def test_a_users_path(world):
     assert json.loads(done)["state"] == "done"
 
 
+def test_a_job_is_cancelled_once_and_gaps_are_listed(world):
+    now = epoch("2026-04-10T07:12:00Z")
+    w = world([system("enphase", 0), system("solaredge", 0)], now, every="6h")
+    w.settle()
+    enphase, solaredge = w.sources.values()
+    begun = w.server.post(f"/api/energy-sources/{solaredge}/backfill", json={"from": "2025-01-01", "to": "2026-04-01"}).json()
+    job = f"/api/jobs/{begun['id']}"
+    assert begun["state"] == "running" and begun["callsPlanned"] > 400
+    # Ten calls a minute, and the time stands still.
+    wait_until(lambda: w.server.get(job).json()["calls"] > 0, "the first calls")
+    cancelled = w.server.request("DELETE", job).json()
+    assert cancelled["state"] == "cancelled" and 0 < cancelled["progress"] < 0.1, cancelled
+    assert w.server.request("DELETE", job).status_code == 409 and w.server.get(f"/api/jobs/{enphase}").status_code == 404
+    w.kill_and_start()
+    w.run_until(now + 11 * DAY)
+    after = w.server.get(job).json()
+    # A call that was under way may have come to its end.
+    assert after["state"] == "cancelled" and after["calls"] <= cancelled["calls"] + 1, after
+    # What was never measured, or came late, is in the ledger, the newest first.
+    gaps = w.server.get("/api/gaps", params={"sourceId": enphase}).json()
+    assert gaps and [g["from"] for g in gaps] == sorted((g["from"] for g in gaps), reverse=True)
+    assert {g["sourceId"] for g in gaps} == {enphase} and {g["state"] for g in gaps} <= {"open", "filled", "empty"}
+    closed = [g for g in gaps if g["state"] != "open"]
+    assert closed and all(g["proof"] and g["asked"] >= 1 for g in closed), gaps[:3]
+    assert w.server.get("/api/gaps", params={"sourceId": enphase, "state": closed[0]["state"], "limit": 1}).json()[0]["state"] == closed[0]["state"]
+    assert w.server.get("/api/gaps?state=lost").status_code == 400
+    table = w.server.cli("gaps", "--source", enphase).stdout
+    assert closed[0]["proof"] in table and "energy" in table, table
+
+
 def test_a_fleets_key_shows_its_sites_and_makes_sources_of_them(world, tmp_path):
     fleet = [system("solaredge", n) | {"key": "canary-key-fleet", "id": f"{100 + n}"} for n in range(3)]
     w = world([], epoch("2026-06-15T12:02:00Z"), "--generous", known=fleet)
