@@ -16,6 +16,8 @@ use uuid::Uuid;
 
 use crate::{Error, Result};
 
+/// Where secrets are sent to.
+const ADDRESS_FIELDS: &[&str] = &["baseUrl", "brokerUrl", "tokenUrl"];
 /// What a secret looks like in answers; sent back, it means "unchanged".
 pub const MASK: &str = "***";
 const PREFIX: &str = "enc:v1:";
@@ -100,23 +102,46 @@ impl SecretKey {
         String::from_utf8(plain).map_err(|_| wrong())
     }
 
-    /// Encrypts every plain secret in the metadata of `owner`. `***` is replaced by what `before` held.
+    /// Encrypts every plain secret in the metadata of `owner`. `***` is replaced by what `before` held, unless the address changes that it
+    /// is for: whoever may change an address must not learn with it what is sent there.
     pub(crate) fn seal_metadata(
         &self,
         metadata: &mut Map<String, Value>,
         before: Option<&Map<String, Value>>,
         owner: Uuid,
     ) -> Result<()> {
+        self.seal_within(metadata, before, owner, None)
+    }
+
+    fn seal_within(
+        &self,
+        metadata: &mut Map<String, Value>,
+        before: Option<&Map<String, Value>>,
+        owner: Uuid,
+        moved: Option<&'static str>,
+    ) -> Result<()> {
+        let host = |metadata: &Map<String, Value>, field: &str| {
+            metadata.get(field).and_then(Value::as_str).map(|address| host_of(address).to_owned())
+        };
+        let here = |field: &&&str| before.is_some_and(|before| host(before, field) != host(metadata, field));
+        let moved = ADDRESS_FIELDS.iter().find(here).copied().or(moved);
         let mut unsealed = Vec::new();
         for (field, value) in metadata.iter_mut() {
             let old = before.and_then(|b| b.get(field));
             match value {
-                Value::Object(inner) => self.seal_metadata(inner, old.and_then(Value::as_object), owner)?,
+                Value::Object(inner) => {
+                    self.seal_within(inner, old.and_then(Value::as_object), owner, moved)?;
+                }
                 Value::String(text) if SECRET_FIELDS.contains(&field.as_str()) => {
                     if text == MASK {
-                        match old {
-                            Some(old) => *value = old.clone(),
-                            None => unsealed.push(field.clone()),
+                        match (old, moved) {
+                            (Some(_), Some(address)) => {
+                                return Err(Error::invalid(format!(
+                                    "metadata.{field}: give it anew, since {address} changes"
+                                )));
+                            }
+                            (Some(old), None) => *value = old.clone(),
+                            (None, _) => unsealed.push(field.clone()),
                         }
                     } else if old.and_then(Value::as_str) != Some(text) {
                         *value = Value::String(self.seal(text, owner, field)?);
@@ -154,6 +179,14 @@ impl SecretKey {
         }
         Ok(())
     }
+}
+
+/// Scheme, host and port of an address.
+fn host_of(address: &str) -> &str {
+    let address = address.trim();
+    let start = address.find("://").map_or(0, |scheme| scheme + 3);
+    let end = address[start..].find(['/', '?', '#']).map_or(address.len(), |path| start + path);
+    &address[..end]
 }
 
 fn associated_data(owner: Uuid, field: &str) -> Vec<u8> {

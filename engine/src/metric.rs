@@ -141,6 +141,10 @@ const BUILT_IN: &[(&str, MetricKind, &str)] = &[
     ("consumption_energy_total", REGISTER, "kWh"),
     ("import_energy_total", REGISTER, "kWh"),
     ("export_energy_total", REGISTER, "kWh"),
+    ("charge_energy_total", REGISTER, "kWh"),
+    ("discharge_energy_total", REGISTER, "kWh"),
+    ("gas_total", REGISTER, "m3"),
+    ("water_total", REGISTER, "m3"),
 ];
 
 /// The metrics that have a kind and a canonical unit; all others are intensive gauges with the unit as given.

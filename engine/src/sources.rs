@@ -22,6 +22,7 @@ mod gaps;
 mod http;
 mod http_json;
 mod jobs;
+pub mod jq;
 mod mapping;
 mod mqtt;
 mod pinned;
@@ -52,7 +53,7 @@ use wattlake_catalog::{EnergySource, EntityId, Fleet};
 
 use self::{ask::Asker, failure::Class, turn::Work};
 pub use self::{
-    connector::FoundSystem,
+    connector::{FoundDevice, FoundSystem},
     jobs::{BackfillPlan, BudgetStatus, JobStatus},
     settings::{Obstacle, PROVIDERS},
     trials::{ConnectionTest, DryReading, DryRun, Replayed},

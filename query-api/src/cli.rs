@@ -26,6 +26,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use wattlake_config::{Layers, Settings};
+use wattlake_engine::jq;
 
 /// A time-series archive for energy fleets: durable ingest, open Parquet tables, SQL and rollups.
 #[derive(Debug, Parser)]
@@ -112,6 +113,9 @@ Example:
     /// Checks and shows the settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Runs a program of jq for an energy source, bounded
+    #[command(name = jq::COMMAND, hide = true)]
+    Jq,
 }
 
 /// Why a command ended, and the exit code for it.
@@ -177,6 +181,9 @@ impl Common {
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.command, Command::Jq) {
+        return ExitCode::from(jq::run_command());
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -220,5 +227,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => Box::pin(status::run(&common, args)).await,
         Command::Token(command) => Box::pin(token::run(&common, command)).await,
         Command::Config(command) => config::run(&common, &command),
+        // It has no need of a runtime.
+        Command::Jq => Ok(()),
     }
 }

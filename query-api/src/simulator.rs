@@ -194,7 +194,9 @@ impl Simulator {
             ["api", "v4", "systems"] => enphase::systems(self, request),
             ["api", "v4", "systems", id, ref rest @ ..] => enphase::answer(self, request, id, rest),
             ["simulator", "violations"] => {
-                reply(200, &json!({ "calls": self.calls(), "violations": self.violations() }))
+                let (calls, violations) = (self.calls(), self.violations());
+                let refreshes = json!(self.0.seen.lock().tokens.refreshes());
+                reply(200, &json!({ "calls": calls, "violations": violations, "refreshes": refreshes }))
             }
             ["simulator", "measured", id, measure] => self.measured(request, id, measure),
             _ => reply(404, &json!({ "detail": "Unknown endpoint" })),

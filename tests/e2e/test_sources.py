@@ -1,10 +1,12 @@
 """Polling simulated vendors: weeks in minutes, with a server that is killed again and again."""
 
 import datetime
+import hashlib
 import http.server
 import json
 import os
 import random
+import re
 import shutil
 import ssl
 import struct
@@ -20,7 +22,8 @@ from conftest import BINARY, free_port, wait_until
 
 SYSTEMS = int(os.environ.get("TEST_SYSTEMS", "2"))
 FAULTS = int(os.environ.get("TEST_FAULTS", "0"))
-ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "America/St_Johns"]
+# In spring of 2026 the clocks of these go forward, back by half an hour, ...
+ZONES = ["Europe/Berlin", "Australia/Lord_Howe", "America/New_York", "Asia/Kathmandu", "America/St_Johns"]
 DAY = 86_400
 QUARTER = 900
 SECRETS = ["canary-", "access-", "refresh-solar", "refresh-enph"]
@@ -53,7 +56,7 @@ class World:
             env=os.environ | env, stdout=subprocess.DEVNULL)
         wait_until(lambda: self.vendors_answer(), "the simulated vendors")
         self.server = start(env=env, settings={"flush.interval": "5s"})
-        self.sources = {s["id"]: self.create(s, every, budget) for s in systems}
+        self.sources = {f"{s['id']}{'/'.join(s.get('streams', []))}": self.create(s, every, budget) for s in systems}
 
     def vendors_answer(self):
         assert self.vendors.poll() is None, "the simulated vendors ended"
@@ -64,6 +67,7 @@ class World:
 
     def create(self, system, every, budget):
         streams = ["energy", "meters", "days"] if system["vendor"] == "solaredge" else ["production", "consumption", "days"]
+        streams = system.get("streams", streams)
         base = f"http://127.0.0.1:{self.port}" + ("/v2" if system["vendor"] == "solaredge" else "")
         metadata = {"useAPI": True, "apiProvider": system["vendor"], "systemId": system["id"], "baseUrl": base, "local": True,
                     "updateFrequency": every, "streams": streams, "budget": budget, "clientId": system["clientId"],
@@ -206,6 +210,16 @@ def test_no_refresh_token_is_lost_in_a_crash_at_any_step(world):
     assert w.violations() == []
 
 
+def test_sources_of_one_grant_renew_it_once(world):
+    """A refresh token that is used twice is one that somebody else has: the vendor would end the grant."""
+    one = system("enphase", 0)
+    w = world([one, one | {"streams": ["consumption"]}], epoch("2026-04-01T00:00:00Z"), every="1h", budget={"perMinute": 1000, "perMonth": 50_000})
+    w.run_until(w.now + 5 * DAY, step=7200)
+    tokens = requests.get(f"http://127.0.0.1:{w.port}/simulator/violations", timeout=60).json()["refreshes"]
+    assert tokens == {one["id"]: pytest.approx(5, abs=1)}, tokens
+    assert [s["connectionStatus"] for s in w.status().values()] == ["connected"] * 2 and w.violations() == []
+
+
 def test_history_is_fetched_whatever_happens_to_the_server(world):
     now = epoch("2026-04-10T07:12:00Z")
     w = world([system("solaredge", 0), system("enphase", 1)], now, "--bad-days", "5", every="6h")
@@ -258,20 +272,21 @@ def test_a_users_path(world):
     status = w.server.cli("status").stdout
     assert "connectionStatus=connected" in status and "credential=solaredge-" in status and "canary" not in status, status
     # What is wrong is said in words that tell what to do.
+    credentials = {name: w.systems[0][known] for name, known in [("apiKey", "key"), ("clientSecret",) * 2, ("refreshToken",) * 2]}
     for change, status, words in [
         ({"apiKey": "wrong"}, "unauthorized", "Invalid API key"),
         ({"apiKey": "canary-key-solaredge-0", "local": False}, "misconfigured", "metadata.local"),
         ({"local": True, "systemId": "../../etc"}, "misconfigured", "metadata.systemId"),
         ({"systemId": "solaredge-0", "updateFrequency": "often"}, "misconfigured", "cron"),
         ({"updateFrequency": "1h", "streams": ["enery"]}, "misconfigured", "energy, power"),
-        ({"streams": None, "baseUrl": "http://127.0.0.1:9/v2"}, "failing", "127.0.0.1:9"),
+        ({"streams": None, "baseUrl": "http://127.0.0.1:9/v2"} | credentials, "failing", "127.0.0.1:9"),
     ]:
         assert w.server.request("PATCH", path, json={"metadata": change}).status_code == 200
         tested = w.server.post(path + "/test").json()
         assert tested["connectionStatus"] == status and words in tested["message"], tested
         assert "canary" not in tested["message"] and w.server.get(path).json()["metadata"]["lastError"] == tested["message"]
     # Without a server the command does the work itself.
-    fixed = {"metadata": {"baseUrl": f"http://127.0.0.1:{w.port}/v2", "streams": ["energy"]}}
+    fixed = {"metadata": {"baseUrl": f"http://127.0.0.1:{w.port}/v2", "streams": ["energy"]} | credentials}
     assert w.server.request("PATCH", path, json=fixed).status_code == 200
     w.server.stop()
     done = w.server.cli("backfill", "--source", source, "--from", "2026-05-20", "--to", "2026-05-25", "--json").stdout
@@ -304,6 +319,13 @@ def test_a_job_is_cancelled_once_and_gaps_are_listed(world):
     assert closed and all(g["proof"] and g["asked"] >= 1 for g in closed), gaps[:3]
     assert w.server.get("/api/gaps", params={"sourceId": enphase, "state": closed[0]["state"], "limit": 1}).json()[0]["state"] == closed[0]["state"]
     assert w.server.get("/api/gaps?state=lost").status_code == 400
+    pages, cursor = [], {}
+    while len(pages) < len(gaps):
+        page = w.server.get("/api/gaps", params={"sourceId": enphase, "limit": 2} | cursor)
+        pages += page.json()
+        cursor = {"cursor": page.headers.get("x-next-cursor")}
+    assert pages == gaps and cursor == {"cursor": None}
+    assert w.server.get("/api/gaps?cursor=x").status_code == 400
     table = w.server.cli("gaps", "--source", enphase).stdout
     assert closed[0]["proof"] in table and "energy" in table, table
 
@@ -322,7 +344,7 @@ def test_a_fleets_key_shows_its_sites_and_makes_sources_of_them(world, tmp_path)
     made = [f["sourceId"] for f in found]
     assert made[0] is made[2] is None and made[1]
     site = w.server.get("/api/sites").json()[0]
-    assert site["name"] == "Site 101" and site["metadata"]["timezone"] == "America/New_York"
+    assert site["name"] == "Site 101" and site["metadata"]["timezone"] == "Australia/Lord_Howe"
     source = w.server.get(f"/api/energy-sources/{made[1]}").json()
     assert source["metadata"]["apiKey"] == "***" and source["metadata"]["systemId"] == "101" and source["capacity"] == 6.0
     wait_until(lambda: w.status().get(made[1], {}).get("readings", 0) > 50, "readings")
@@ -332,6 +354,51 @@ def test_a_fleets_key_shows_its_sites_and_makes_sources_of_them(world, tmp_path)
     assert len(w.server.get("/api/sites").json()) == 3
     bad = w.server.post("/api/discovery", json={"metadata": metadata | {"apiKey": "wrong"}})
     assert bad.status_code == 422 and "Invalid API key" in bad.text
+    # Credentials that are there go to no other address.
+    elsewhere = {"metadata": {"baseUrl": "http://127.0.0.1:9/v2"}}
+    bad = w.server.post("/api/discovery", json=elsewhere | {"like": made[1]})
+    assert bad.status_code == 422 and "only" in bad.text, bad.text
+    bad = w.server.request("PATCH", f"/api/energy-sources/{made[1]}", json=elsewhere)
+    assert bad.status_code == 400 and "metadata.apiKey: give it anew, since baseUrl changes" in bad.text, bad.text
+    assert w.server.request("PATCH", f"/api/energy-sources/{made[1]}", json={"metadata": elsewhere["metadata"] | {"apiKey": "k"}}).status_code == 200
+
+
+def test_a_list_without_an_end_is_not_read_for_ever(start, device):
+    sites = lambda query: {"sites": {"site": [{"siteId": 1000 * int(query["page"][0]) + n, "name": "x"} for n in range(50)]}}
+    Device.answers = {"/v2/sites": sites}
+    server = start()
+    metadata = {"apiProvider": "solaredge", "apiKey": "canary-key", "baseUrl": f"{device}/v2", "local": True, "budget": {"perMinute": 1000, "perMonth": 10_000}}
+    found = server.post("/api/discovery", json={"metadata": metadata}).json()
+    assert len(found) == 2500 and len(Device.asked) == 50
+
+
+def test_devices_are_found_and_what_they_measure_gets_a_meter(world):
+    fleet = [system("solaredge", n) | {"key": "canary-key-fleet", "id": f"{100 + n}"} for n in range(2)]
+    enphase = system("enphase", 7)
+    w = world([], epoch("2026-06-15T12:02:00Z"), "--generous", known=[*fleet, enphase])
+    budget = {"perMinute": 1000, "perMonth": 10_000}
+    metadata = {"apiProvider": "solaredge", "apiKey": "canary-key-fleet", "baseUrl": f"http://127.0.0.1:{w.port}/v2", "local": True, "budget": budget}
+    ask = lambda **more: w.server.post("/api/discovery", json={"metadata": metadata, "devices": True} | more).json()
+    found = ask()
+    assert w.server.get("/api/sites").json() == [] and [len(f["devices"]) for f in found] == [2, 2]
+    inverter, meter = found[0]["devices"]
+    assert (inverter["kind"], inverter["serialNumber"], inverter["model"]) == ("inverter", "7E12", "SE5000H")
+    assert (meter["kind"], meter["measures"]) == ("meter", "consumption")
+    made = ask(create=["100"])
+    assert "devices" in made[0] and "devices" not in made[1]
+    source = w.server.get(f"/api/energy-sources/{made[0]['sourceId']}").json()
+    meters = {m["name"]: m for m in w.server.get("/api/meters").json()}
+    assert sorted(meters) == ["Consumption", "Solar"] and meters["Consumption"]["category"] == "CONS"
+    assert source["metadata"]["targets"] == {"consumption": meters["Consumption"]["id"]}
+    assert source["metadata"]["streams"] == ["energy", "power", "days", "meters"]
+    consumption = lambda: w.server.get("/api/latest", params={"entityId": meters["Consumption"]["id"]}).json()
+    wait_until(lambda: [r["metric"] for r in consumption()] == ["energy"], "consumption at its meter")
+    out = w.server.cli("discover", "--like", made[0]["sourceId"], "--devices").stdout
+    assert "meter consumption WND-3Y-400-MB M-1" in out, out
+    metadata = {"apiProvider": "enphase", "apiKey": enphase["key"], "clientId": enphase["clientId"], "clientSecret": enphase["clientSecret"],
+                "refreshToken": enphase["refreshToken"], "baseUrl": f"http://127.0.0.1:{w.port}", "local": True, "budget": budget}
+    found = w.server.post("/api/discovery", json={"metadata": metadata, "devices": True}).json()
+    assert [(d["kind"], d["measures"]) for d in found[0]["devices"]] == [("meter", "production"), ("meter", "consumption")]
 
 
 class Device(http.server.BaseHTTPRequestHandler):
@@ -339,9 +406,38 @@ class Device(http.server.BaseHTTPRequestHandler):
 
     answers = {}
     asked = []
+    # A password that is asked for by digest (RFC 7616, SHA-256), and one that begins a session.
+    digest = None
+    session = None
+
+    def is_known(self):
+        if Device.session:
+            return self.headers.get("Cookie") == f"Token={Device.session}"
+        if not Device.digest:
+            return True
+        given = dict(re.findall(r'(\w+)="?([^",]+)"?', self.headers.get("Authorization", "")))
+        sha = lambda *parts: hashlib.sha256(":".join(parts).encode()).hexdigest()
+        if given.get("nonce") != "n0nce" or given.get("uri") != self.path:
+            return False
+        return given["response"] == sha(sha("admin", "shelly", Device.digest), "n0nce", given["nc"], given["cnonce"], "auth", sha("GET", self.path))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Device.asked.append((self.path, body))
+        self.send_response(200 if body["secret"] == "canary-password" else 403)
+        self.send_header("Set-Cookie", f"Token={Device.session}; HttpOnly")
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
 
     def do_GET(self):
         Device.asked.append((self.path, self.headers.get("Authorization")))
+        if not self.is_known():
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Digest realm="shelly", qop="auth", algorithm=SHA-256, nonce="n0nce"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         answer = Device.answers.get(self.path.split("?")[0])
         if callable(answer):
             answer = answer(urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query))
@@ -357,7 +453,7 @@ class Device(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def device():
-    Device.answers, Device.asked = {}, []
+    Device.answers, Device.asked, Device.digest, Device.session = {}, [], None, None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Device)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -408,6 +504,69 @@ def test_a_device_is_polled_by_a_preset_or_a_mapping(start, device):
     server.flush()
     files = [f for f in server.dir.rglob("*") if f.is_file()]
     assert not [f for f in files if b"canary" in f.read_bytes()] and any(".json.zst" in f.name for f in files)
+    assert "canary" not in server.log_text()
+
+
+def test_pages_programs_and_ways_to_be_known(start, device):
+    server = start(settings={"sources.archive": "1MiB"})
+    request = {"name": "list", "path": "/list", "query": {"size": "2"}, "pages": {"items": "$.items[*]", "param": "page"},
+               "with": {"names": "/names"}, "jq": """
+                   .names as $names | .answer[].items[]
+                   | {metric: $names[.kind], time: .at, value: .v, unit: "W", quality: (if .ok then "good" else "estimated" end)}"""}
+    metadata = {"useAPI": True, "apiProvider": "http_json", "baseUrl": device, "local": True, "updateFrequency": "1d", "requests": [request]}
+    body = {"site": {"name": "home"}, "meters": [{"name": "grid", "category": "CONS", "sources": [
+        {"name": "list", "sourceType": "grid", "metadata": metadata}]}]}
+    now = int(time.time()) - 3600
+    items = [{"at": now + n, "kind": "abc"[n % 3], "v": n, "ok": n != 4} for n in range(5)]
+    Device.answers = {"/list": lambda query: {"items": items[2 * int(query["page"][0]) - 2:][:2]},
+                      "/names": {"a": "power", "b": "grid_power", "c": "battery_power"}}
+    source = server.post("/api/onboarding/complete", json=body).json()["sourceIds"][0]
+    path = f"/api/energy-sources/{source}"
+    rows = lambda: server.sql("SELECT metric, value, quality FROM measurements ORDER BY timestamp")
+    wait_until(lambda: len(rows()) == 5, "readings")
+    names = ["power", "grid_power", "battery_power", "power", "grid_power"]
+    assert [(r["metric"], r["value"] * 1000, r["quality"]) for r in rows()] == [
+        (names[n], pytest.approx(n), "estimated" if n == 4 else "good") for n in range(5)]
+    assert [p for p, _ in Device.asked][:5] == [f"/list?size=2&page={n}" for n in (1, 2, 3, 4)] + ["/names"]
+    replayed = server.post(path + "/replay", json={"from": "now-1h", "to": "now"}).json()
+    assert replayed["readings"] == 5 and replayed["unread"] == 0, replayed
+    # A program that is none, fails, never ends or takes all memory is told of; the server lives on.
+    for program, status, words in [(".a[", "misconfigured", "jq: it ends too early"), (".a)", "misconfigured", "jq: unexpected at `)`"),
+                                   ("frob(.)", "misconfigured", "`frob` is not defined"), (".answer | error(\"no\")", "pending", 'jq: "no"'),
+                                   ("\"x\" * 3000000000", "pending", "stopped"), ("def f: f; f", "pending", "jq program"),
+                                   ("env", "pending", "no reading: ")]:
+        changed = {"requests": [request | {"jq": program}]}
+        assert server.request("PATCH", path, json={"metadata": changed}).status_code == 200
+        polled = server.post(path + "/poll").json()
+        assert polled["connectionStatus"] == status and words in polled["lastError"], polled
+        # Nothing of the server's own surroundings is seen by a program.
+        assert "HOME" not in polled["lastError"] and "PATH" not in polled["lastError"], polled
+    Device.answers["/list"] = lambda query: {"items": [1]}
+    assert server.request("PATCH", path, json={"metadata": {"requests": [request]}}).status_code == 200
+    assert "more than 100 pages" in server.post(path + "/poll").json()["lastError"]
+    # By digest, each call twice; by a session, once for many.
+    plain = {"requests": [{"name": "x", "path": "/x?a=1", "map": [{"values": [{"metric": "power", "path": "$.p", "unit": "W"}]}]}]}
+    Device.answers["/x"] = {"p": 7}
+    Device.digest = "canary-password"
+    auth = {"kind": "digest", "user": "admin", "password": "canary-password"}
+    assert server.request("PATCH", path, json={"metadata": plain | {"auth": auth}}).status_code == 200
+    assert server.post(path + "/test").json()["connectionStatus"] == "connected"
+    assert server.request("PATCH", path, json={"metadata": {"auth": auth | {"password": "canary-wrong"}}}).status_code == 200
+    assert server.post(path + "/test").json()["connectionStatus"] == "unauthorized"
+    Device.session = "s1"
+    auth = {"kind": "login", "path": "/login", "body": {"secret": "{password}"}, "password": "canary-password",
+            "take": {"cookie": "Token"}, "put": {"cookie": "Token"}, "user": None, "name": None, "token": None}
+    assert server.request("PATCH", path, json={"metadata": {"auth": auth}}).status_code == 200
+    Device.asked.clear()
+    for _ in range(3):
+        assert server.post(path + "/test").json()["connectionStatus"] == "connected"
+    assert [p for p, _ in Device.asked].count("/login") == 1
+    # A session that is over is begun anew.
+    Device.session = "s2"
+    assert server.post(path + "/test").json()["connectionStatus"] == "connected"
+    assert [p for p, _ in Device.asked].count("/login") == 2
+    server.flush()
+    assert not [f for f in server.dir.rglob("*") if f.is_file() and b"canary" in f.read_bytes()]
     assert "canary" not in server.log_text()
 
 
@@ -479,6 +638,12 @@ def test_messages_of_a_broker_are_stored_once_whoever_falls_over(start, broker):
     grid = lambda: server.sql("SELECT value FROM measurements WHERE metric = 'grid_power'")
     wait_until(lambda: [row["value"] for row in grid()] == [-1.2505], "the bare number")
     wait_until(lambda: next(s for s in server.get("/api/status").json()["sources"])["refused"] == 2, "what belongs to nobody")
+    # What is too large to be read does not come again and again.
+    huge = server.dir.parent / "huge"
+    huge.write_bytes(b"1" * (2 << 20))
+    subprocess.run(["mosquitto_pub", "-p", str(broker.port), "-u", "user", "-P", "canary-password", "-q", "1", "-t", "tele/plug-1/SENSOR", "-f", str(huge)],
+                   check=True, capture_output=True)
+    wait_until(lambda: next(s for s in server.get("/api/status").json()["sources"])["refused"] == 3, "what is too large")
     # What is published while nobody listens comes later.
     for n in range(1, 31):
         if n in (5, 15):
@@ -494,7 +659,7 @@ def test_messages_of_a_broker_are_stored_once_whoever_falls_over(start, broker):
     broker.publish("tele/plug-1/SENSOR", sensor(31))
     wait_until(lambda: len(power()) == 32, "a reading after that")
     for change, status, words in [({"password": "canary-wrong"}, "failing", "refuses us"), ({"local": False}, "failing", "metadata.local"),
-                                  ({"topics": []}, "misconfigured", "topics"), ({"brokerUrl": "http://x"}, "misconfigured", "mqtt://")]:
+                                  ({"topics": []}, "misconfigured", "topics"), ({"brokerUrl": "http://x", "password": "canary-wrong"}, "misconfigured", "mqtt://")]:
         assert server.request("PATCH", path, json={"metadata": change}).status_code == 200
         tested = server.post(path + "/test").json()
         assert tested["connectionStatus"] == status and words in tested["message"] and "canary" not in str(tested), tested

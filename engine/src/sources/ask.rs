@@ -6,7 +6,6 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Mutex as TurnMutex;
 use wattlake_catalog::{Grant, Progress, failpoint};
@@ -14,11 +13,13 @@ use wattlake_catalog::{Grant, Progress, failpoint};
 use super::{
     SECOND,
     budget::{Ledger, Purpose},
-    connector::{Decoded, FoundSystem, Stream, Window},
+    connector::{Decoded, FoundDevice, FoundSystem, Stream, Window},
     failure::{CallFailure, Class},
-    http::{Answer, Call, HttpClient},
+    http::{ANSWER_BYTES_MAX, Answer, Call, HttpClient},
+    jq,
     raw::RawArchive,
     settings::SourceSettings,
+    time,
 };
 use crate::{Batch, Engine};
 
@@ -26,6 +27,8 @@ use crate::{Batch, Engine};
 const LIST_PAGES_MAX: usize = 50;
 /// A shorter page is the last one.
 const LIST_PAGE_MIN: usize = 50;
+/// Pages of an answer.
+const PAGES_MAX: usize = 100;
 /// A token is not used in its last minute.
 const TOKEN_MARGIN: i64 = 60 * SECOND;
 /// Access tokens are taken to live this long when the vendor does not say.
@@ -51,6 +54,16 @@ impl From<crate::Error> for Trouble {
     /// Our own storage is in the way: the call is made again later.
     fn from(error: crate::Error) -> Self {
         Self::Failed(CallFailure::new(Class::Retry, error.message))
+    }
+}
+
+/// For somebody who asked for a call.
+impl From<Trouble> for crate::Error {
+    fn from(trouble: Trouble) -> Self {
+        Self::invalid(match trouble {
+            Trouble::Later(at) => format!("no call may be made before {}", time(at)),
+            Trouble::Failed(failure) => failure.message,
+        })
     }
 }
 
@@ -164,10 +177,74 @@ impl Asker {
         window: Window,
         in_utc: bool,
     ) -> Result<Value, Trouble> {
-        let make = || settings.connector.call(stream, window, in_utc);
+        let connector = &settings.connector;
+        let make = || connector.call(stream, window, in_utc);
         let answer = self.call(settings, purpose, Some(stream), make).await?;
-        self.raw.keep(self.now(), settings.id, stream, window, &answer.body).await;
-        Ok(answer.json().map_err(|failure| redacted(settings, failure))?)
+        let more = connector.more(stream, window);
+        if more.is_empty() && !connector.is_paged(stream) {
+            // Before it is read: what is no answer is worth a look as well.
+            self.raw.keep(self.now(), settings.id, stream, window, answer.body.clone()).await;
+            let document = answer.json().map_err(|failure| redacted(settings, failure))?;
+            return self.prepared(settings, stream, document).await;
+        }
+        let mut document = match connector.is_paged(stream) {
+            true => self.pages(settings, purpose, stream, window, &answer).await?,
+            false => answer.json().map_err(|failure| redacted(settings, failure))?,
+        };
+        if !more.is_empty() {
+            let mut all = serde_json::Map::from_iter([("answer".to_owned(), document)]);
+            for (name, call) in more {
+                let answer = self.call(settings, purpose, Some(stream), || call.clone()).await?;
+                all.insert(name, answer.json().map_err(|failure| redacted(settings, failure))?);
+            }
+            document = Value::Object(all);
+        }
+        let text = serde_json::to_vec(&document).unwrap_or_default();
+        self.raw.keep(self.now(), settings.id, stream, window, text.into()).await;
+        self.prepared(settings, stream, document).await
+    }
+
+    /// The pages of an answer, of which the first one is there.
+    async fn pages(
+        &self,
+        settings: &SourceSettings,
+        purpose: Purpose,
+        stream: &Stream,
+        window: Window,
+        first: &Answer,
+    ) -> Result<Value, Trouble> {
+        let read = |answer: &Answer| answer.json().map_err(|failure| redacted(settings, failure));
+        let mut bytes = first.body.len();
+        let mut pages = vec![read(first)?];
+        while let Some(last) = pages.last() {
+            let next = settings.connector.next_page(stream, window, pages.len() as u64, last);
+            let Some(call) = next.map_err(|failure| redacted(settings, failure))? else { break };
+            if pages.len() >= PAGES_MAX || bytes > ANSWER_BYTES_MAX {
+                let class = if stream.is_instant { Class::BadPayload } else { Class::WindowTooLarge };
+                let words =
+                    format!("{} has more than {PAGES_MAX} pages, or {ANSWER_BYTES_MAX} bytes", first.name);
+                return Err(CallFailure::new(class, words).into());
+            }
+            let answer = self.call(settings, purpose, Some(stream), || call.clone()).await?;
+            bytes += answer.body.len();
+            pages.push(read(&answer)?);
+        }
+        Ok(Value::Array(pages))
+    }
+
+    /// An answer as it is decoded: what the program of jq yields, where there is one.
+    pub(crate) async fn prepared(
+        &self,
+        settings: &SourceSettings,
+        stream: &Stream,
+        document: Value,
+    ) -> Result<Value, Trouble> {
+        let program = settings.connector.program(stream, &document);
+        let Some(program) = program.map_err(|failure| redacted(settings, failure))? else {
+            return Ok(document);
+        };
+        let yielded = jq::run(program, &document).await.map_err(|failure| redacted(settings, failure))?;
+        Ok(Value::Array(yielded))
     }
 
     /// Tries the connection.
@@ -197,6 +274,18 @@ impl Asker {
         Ok(Some(found))
     }
 
+    /// The devices of a system; `None`: the vendor has no such list.
+    pub(crate) async fn devices(
+        &self,
+        settings: &SourceSettings,
+        system_id: &str,
+    ) -> Result<Option<Vec<FoundDevice>>, Trouble> {
+        let Some(call) = settings.connector.devices(system_id) else { return Ok(None) };
+        let answer = self.call(settings, Purpose::Poll, None, || call.clone()).await?;
+        let listed = answer.json().and_then(|body| settings.connector.devices_listed(&body));
+        Ok(Some(listed.map_err(|failure| redacted(settings, failure))?))
+    }
+
     async fn call(
         &self,
         settings: &SourceSettings,
@@ -205,6 +294,7 @@ impl Asker {
         make: impl Fn() -> Call,
     ) -> Result<Answer, Trouble> {
         let mut refused: Option<String> = None;
+        let mut challenge: Option<String> = None;
         loop {
             let token = self.access_token(settings, refused.as_deref()).await?;
             let now = self.now();
@@ -214,12 +304,22 @@ impl Asker {
             failpoint!("poll.before_call");
             let mut call = make();
             settings.connector.authorise(&mut call, token.as_deref());
+            if let Some(challenge) = &challenge {
+                settings.connector.respond(&mut call, challenge);
+            }
             let mut secrets = settings.secrets.clone();
             token.iter().for_each(|token| secrets.add(token));
             metrics::counter!("wattlake_source_calls_total").increment(1);
             let answer = self.client()?.send(&call, &secrets).await?;
             if answer.is_success() {
                 return Ok(answer);
+            }
+            if challenge.is_none()
+                && let Some(text) = answer.challenge()
+                && settings.connector.respond(&mut call, text)
+            {
+                challenge = Some(text.to_owned());
+                continue;
             }
             let mut failure = settings.connector.failure(stream, &answer, self.now());
             failure.message = secrets.redact(&failure.message);
@@ -282,8 +382,10 @@ impl Asker {
                 400 | 401 | 403 => CallFailure::new(
                     Class::AuthDead,
                     format!(
-                        "{} answered {}: the authorisation is not valid any more; authorise again and set metadata.refreshToken",
-                        answer.name, answer.status
+                        "{} answered {}: the authorisation is not valid any more; {}",
+                        answer.name,
+                        answer.status,
+                        settings.connector.how_to_authorise()
                     ),
                 ),
                 _ => settings.connector.failure(None, &answer, self.now()),
@@ -291,7 +393,7 @@ impl Asker {
             failure.message = secrets.redact(&failure.message);
             return Err(failure.into());
         }
-        let fresh: Fresh = serde_json::from_slice(&answer.body).map_err(|_| {
+        let fresh = settings.connector.fresh(&answer).ok_or_else(|| {
             CallFailure::new(Class::BadPayload, format!("{} gave no access token", answer.name))
         })?;
         let lives = fresh.expires_in.unwrap_or(TOKEN_SECONDS).clamp(60, 366 * 86_400);
@@ -324,11 +426,4 @@ impl Asker {
         };
         if is_idle { self.access_token(settings, None).await.map(drop) } else { Ok(()) }
     }
-}
-
-#[derive(Deserialize)]
-struct Fresh {
-    access_token: String,
-    refresh_token: Option<String>,
-    expires_in: Option<i64>,
 }

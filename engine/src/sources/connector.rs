@@ -222,6 +222,42 @@ pub struct FoundSystem {
     pub status: Option<String>,
     /// The energy source that polls it already.
     pub source_id: Option<EntityId>,
+    /// Where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<FoundDevice>>,
+    /// Why they are not told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices_error: Option<String>,
+}
+
+/// A device of a system.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FoundDevice {
+    /// `inverter`, `meter` or `battery`.
+    pub kind: &'static str,
+    /// Virtual meters have none.
+    pub serial_number: Option<String>,
+    pub name: Option<String>,
+    pub model: Option<String>,
+    /// What a meter measures: `production`, `consumption`, `import` or `export`.
+    pub measures: Option<&'static str>,
+}
+
+/// Tokens as a vendor gives them.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Fresh {
+    pub access_token: String,
+    pub refresh_token: Option<String>,
+    /// Seconds.
+    pub expires_in: Option<i64>,
+}
+
+impl Fresh {
+    /// Those of RFC 6749, section 5.1.
+    pub(crate) fn of_oauth(answer: &Answer) -> Option<Self> {
+        serde_json::from_slice(&answer.body).ok()
+    }
 }
 
 /// A vendor's API for one source.
@@ -241,8 +277,49 @@ pub(crate) trait Connector: Send + Sync + fmt::Debug {
     /// Adds what the vendor knows the caller by.
     fn authorise(&self, call: &mut Call, access_token: Option<&str>);
 
+    /// Answers a challenge (`WWW-Authenticate`); false: the caller is not known by one.
+    fn respond(&self, _call: &mut Call, _challenge: &str) -> bool {
+        false
+    }
+
     /// Asks for a new access token; `None`: the vendor has none, only keys.
     fn refresh(&self, refresh_token: &str) -> Option<Call>;
+
+    /// The tokens of the answer to [`Connector::refresh`].
+    fn fresh(&self, answer: &Answer) -> Option<Fresh> {
+        Fresh::of_oauth(answer)
+    }
+
+    /// What somebody does whose grant is over.
+    fn how_to_authorise(&self) -> &'static str {
+        "authorise again and set metadata.refreshToken"
+    }
+
+    /// Calls besides that for the window itself, and the names of their answers.
+    fn more(&self, _: &Stream, _: Window) -> Vec<(String, Call)> {
+        Vec::new()
+    }
+
+    /// Whether an answer comes in pages.
+    fn is_paged(&self, _: &Stream) -> bool {
+        false
+    }
+
+    /// Asks for what comes after `page` pages, the last of which is given.
+    ///
+    /// # Errors
+    /// As [`Connector::decode`].
+    fn next_page(&self, _: &Stream, _: Window, _page: u64, _: &Value) -> Result<Option<Call>, CallFailure> {
+        Ok(None)
+    }
+
+    /// The program of jq that an answer is put through before it is decoded.
+    ///
+    /// # Errors
+    /// As [`Connector::decode`].
+    fn program(&self, _: &Stream, _: &Value) -> Result<Option<&str>, CallFailure> {
+        Ok(None)
+    }
 
     /// Readings of a successful answer.
     ///
@@ -265,6 +342,19 @@ pub(crate) trait Connector: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`Connector::decode`].
     fn listed(&self, _: &Value) -> Result<Vec<FoundSystem>, CallFailure> {
+        Ok(Vec::new())
+    }
+
+    /// Asks for the devices of a system; `None`: the vendor has no such list.
+    fn devices(&self, _system_id: &str) -> Option<Call> {
+        None
+    }
+
+    /// The devices of an answer.
+    ///
+    /// # Errors
+    /// As [`Connector::decode`].
+    fn devices_listed(&self, _: &Value) -> Result<Vec<FoundDevice>, CallFailure> {
         Ok(Vec::new())
     }
 

@@ -185,6 +185,16 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_site_is_waited_for_a_month() {
+        let mut cursor = Cursor { until: 10 * DAY, ..Cursor::default() };
+        assert_eq!(cursor.give_up(&QUARTERS, 40 * DAY), None);
+        let lost = cursor.give_up(&QUARTERS, 42 * DAY + 5 * SECOND);
+        assert_eq!((lost, cursor.until), (Some(Window { from: 10 * DAY, to: 12 * DAY }), 12 * DAY));
+        // What it sends after all is found by a window that is read again.
+        assert!(cursor.again(&QUARTERS, 42 * DAY).is_some());
+    }
+
+    #[test]
     fn a_refused_window_is_halved_until_it_is_short() {
         let mut cursor = Cursor::default();
         let mut lengths = Vec::new();

@@ -13,7 +13,7 @@ use wattlake_catalog::Quality;
 use super::{
     SECOND,
     budget::Limits,
-    connector::{Connector, Decoded, FoundSystem, Point, Quantity, Stream, Window},
+    connector::{Connector, Decoded, FoundDevice, FoundSystem, Point, Quantity, Stream, Window},
     failure::{CallFailure, Class},
     http::{Answer, Call},
 };
@@ -276,9 +276,40 @@ impl Connector for Enphase {
                     .map(|watts| watts / 1000.0),
                 status: text("status"),
                 source_id: None,
+                devices: None,
+                devices_error: None,
             })
         };
         Ok(systems.iter().filter_map(found).collect())
+    }
+
+    fn devices(&self, system_id: &str) -> Option<Call> {
+        let url = self.base.join(&format!("api/v4/systems/{system_id}/devices")).ok()?;
+        Some(Call::get(url, self.is_local))
+    }
+
+    fn devices_listed(&self, body: &Value) -> Result<Vec<FoundDevice>, CallFailure> {
+        const KINDS: [(&str, &str); 4] =
+            [("micros", "inverter"), ("meters", "meter"), ("encharges", "battery"), ("acbs", "battery")];
+        let devices = body.get("devices").and_then(Value::as_object).ok_or_else(|| {
+            CallFailure::bad_payload("the answer has no `devices`", body.to_string().as_bytes())
+        })?;
+        let all = KINDS.into_iter().flat_map(|(name, kind)| {
+            let of_kind = devices.get(name).and_then(Value::as_array).into_iter().flatten();
+            of_kind.map(move |device| (kind, device))
+        });
+        let found = |(kind, device): (&'static str, &Value)| {
+            let text = |name: &str| device.get(name).and_then(Value::as_str).map(str::to_owned);
+            // A net meter measures consumption less production: what that is of depends on the wiring.
+            let measures = match (kind, text("name").as_deref(), text("config_type").as_deref()) {
+                ("meter", Some("production"), _) => Some("production"),
+                ("meter", Some("consumption"), Some("Total")) => Some("consumption"),
+                _ => None,
+            };
+            let model = text("model").or_else(|| text("part_number"));
+            FoundDevice { kind, serial_number: text("serial_number"), name: text("name"), model, measures }
+        };
+        Ok(all.map(found).collect())
     }
 
     fn failure(&self, stream: Option<&Stream>, answer: &Answer, now: i64) -> CallFailure {

@@ -2,7 +2,7 @@
 //! local may be anywhere.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use reqwest::{
     Client, ClientBuilder, Method, StatusCode,
     dns::{Addrs, Name, Resolve, Resolving},
-    header::{HeaderMap, RETRY_AFTER},
+    header::{HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE},
     redirect::Policy,
 };
 use serde_json::Value;
@@ -31,7 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Gateways in homes take half a minute at times.
 const CALL_TIMEOUT: Duration = Duration::from_secs(45);
 /// Bytes of an answer, decompressed.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+pub(crate) const ANSWER_BYTES_MAX: usize = 16 << 20;
 const REDIRECTS_MAX: usize = 3;
 /// A server that asks for a longer pause is asked again after this.
 const PAUSE_SECONDS_MAX: i64 = 31 * 86_400;
@@ -53,6 +53,7 @@ pub(crate) struct Call {
 pub(crate) enum Body {
     None,
     Json(Value),
+    Form(BTreeMap<String, String>),
 }
 
 impl Call {
@@ -80,6 +81,12 @@ pub(crate) struct Answer {
 impl Answer {
     pub(crate) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
+    }
+
+    /// What it wants to know of the caller, in the scheme of RFC 7616.
+    pub(crate) fn challenge(&self) -> Option<&str> {
+        let challenges = self.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|text| text.to_str().ok());
+        challenges.filter(|_| self.status == 401).find(|text| text.starts_with("Digest "))
     }
 
     /// The body as JSON; nested at most 128 deep.
@@ -194,9 +201,11 @@ impl HttpClient {
         for (header, value) in &call.headers {
             request = request.header(*header, value);
         }
-        if let Body::Json(body) = &call.body {
-            request = request.json(body);
-        }
+        request = match &call.body {
+            Body::None => request,
+            Body::Json(body) => request.json(body),
+            Body::Form(fields) => request.form(fields),
+        };
         let failed = |error: reqwest::Error| {
             let words = secrets.redact(&in_words(&error.without_url()));
             let class = if words.contains(NOT_PUBLIC) { Class::Refused } else { Class::Retry };

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use digest_auth::{AuthContext, HttpMethod};
 use jiff::{Timestamp, tz::TimeZone};
-use reqwest::Method;
+use reqwest::{Method, header::SET_COOKIE};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json_path::JsonPath;
@@ -12,10 +13,11 @@ use url::Url;
 
 use super::{
     budget::Limits,
-    connector::{Connector, Decoded, Stream, Window},
+    connector::{Connector, Decoded, Fresh, Stream, Window},
     failure::{CallFailure, Class},
     http::{Answer, Body, Call},
-    mapping::{self, Mapped, Mapping, intern},
+    jq,
+    mapping::{self, Mapped, Mapping, ROWS_MAX, as_text, intern},
     schedule,
 };
 
@@ -39,7 +41,56 @@ pub(crate) struct Request {
     window: Option<WindowSpec>,
     /// What an answer must say to be one.
     ok_when: Option<Condition>,
+    /// Paths that are asked for as well: the document is then `{"answer": ..., NAME: ...}`.
+    #[serde(default)]
+    with: BTreeMap<String, String>,
+    /// An answer comes in pages: the document is the list of them.
+    pages: Option<Pages>,
+    /// A program that the document is put through. What it yields is the list of readings, or what `map` is for.
+    jq: Option<String>,
+    #[serde(default)]
     pub map: Vec<Mapping>,
+    /// Only asked for where the source names it.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+/// How the next page is asked for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Pages {
+    Next(NextAddress),
+    Cursor(NextCursor),
+    Number(NextNumber),
+}
+
+/// An answer has the address of the next page.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NextAddress {
+    next: JsonPath,
+}
+
+/// An answer has a word that leads to the next page.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NextCursor {
+    cursor: JsonPath,
+    param: String,
+}
+
+/// Pages have numbers; the last one has nothing there.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NextNumber {
+    items: JsonPath,
+    param: String,
+    #[serde(default = "first_page")]
+    first: u64,
+}
+
+fn first_page() -> u64 {
+    1
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -99,14 +150,104 @@ pub(crate) enum Authorisation {
         name: String,
         token: String,
     },
+    /// RFC 7616. Each call is made twice: the device asks who it is anew.
+    Digest {
+        user: String,
+        password: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    Oauth2(Client),
+    Login(Login),
+}
+
+/// OAuth 2, by a refresh token or, without one, by the client's own right.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Client {
+    #[serde(deserialize_with = "address")]
+    token_url: Url,
+    client_id: String,
+    client_secret: String,
+    refresh_token: Option<String>,
+    scope: Option<String>,
+    #[serde(default)]
+    client_auth: ClientAuth,
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Url, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is no address")))
+}
+
+/// How the client says who it is where tokens are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum ClientAuth {
+    #[default]
+    Basic,
+    Form,
+    Json,
+}
+
+/// A session, begun by a call of its own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Login {
+    path: String,
+    /// Sent as JSON, with `{password}` replaced.
+    body: Value,
+    password: String,
+    take: Take,
+    put: Put,
+    /// How long a session is used.
+    #[serde(default = "hour", deserialize_with = "period")]
+    lives: i64,
+}
+
+fn hour() -> i64 {
+    3600
+}
+
+/// Where an answer has the token of a session.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Take {
+    Path(JsonPath),
+    Header(String),
+    Cookie(String),
+}
+
+/// Where calls have it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Put {
+    Bearer,
+    Header(String),
+    Query(String),
+    Cookie(String),
 }
 
 impl Authorisation {
-    pub(crate) fn secret(&self) -> Option<&str> {
+    pub(crate) fn secrets(&self) -> Vec<&str> {
         match self {
-            Self::None => None,
-            Self::Bearer { token } | Self::Header { token, .. } | Self::Query { token, .. } => Some(token),
-            Self::Basic { password, .. } => Some(password),
+            Self::None => Vec::new(),
+            Self::Bearer { token } | Self::Header { token, .. } | Self::Query { token, .. } => vec![token],
+            Self::Basic { password, .. } | Self::Digest { password, .. } => vec![password],
+            Self::Oauth2(client) => [Some(&client.client_secret), client.refresh_token.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(String::as_str)
+                .collect(),
+            Self::Login(login) => vec![&login.password],
+        }
+    }
+
+    /// What the first token is had for; `None`: there are no tokens that expire.
+    pub(crate) fn grant(&self) -> Option<&str> {
+        match self {
+            Self::Oauth2(client) => Some(client.refresh_token.as_deref().unwrap_or_default()),
+            Self::Login(_) => Some(""),
+            _ => None,
         }
     }
 }
@@ -124,11 +265,14 @@ pub(crate) struct HttpJson {
 }
 
 /// Requests of known devices.
-const PRESETS: [(&str, &str); 6] = [
+const PRESETS: [(&str, &str); 9] = [
     ("fronius", include_str!("presets/fronius.json")),
     ("homewizard", include_str!("presets/homewizard.json")),
+    ("homewizard_battery", include_str!("presets/homewizard_battery.json")),
+    ("homewizard_v2", include_str!("presets/homewizard_v2.json")),
     ("iq_gateway", include_str!("presets/iq_gateway.json")),
     ("opendtu", include_str!("presets/opendtu.json")),
+    ("powerwall", include_str!("presets/powerwall.json")),
     ("shelly_gen2", include_str!("presets/shelly_gen2.json")),
     ("tasmota", include_str!("presets/tasmota.json")),
 ];
@@ -152,11 +296,40 @@ pub(crate) fn preset(name: &str) -> Result<Vec<Request>, String> {
 pub(crate) fn requests(value: &Value) -> Result<Vec<Request>, String> {
     let requests: Vec<Request> =
         serde_path_to_error::deserialize(value).map_err(|error| error.to_string())?;
-    let parts: usize = requests.iter().map(|request| 1 + request.map.len()).sum();
-    if requests.is_empty() || parts > PARTS_MAX {
+    let parts = |request: &Request| 1 + request.map.len() + request.with.len();
+    if requests.is_empty() || requests.iter().map(parts).sum::<usize>() > PARTS_MAX {
         return Err(format!("1 to {PARTS_MAX} requests and mappings are expected"));
     }
+    for Request { name, jq, map, .. } in &requests {
+        match jq {
+            None if map.is_empty() => return Err(format!("{name}: `map` or `jq` is required")),
+            Some(program) if program.chars().count() > jq::PROGRAM_CHARS_MAX => {
+                return Err(format!("{name}: a jq program has at most {} characters", jq::PROGRAM_CHARS_MAX));
+            }
+            _ => {}
+        }
+    }
     Ok(requests)
+}
+
+impl Request {
+    /// Whether an answer is one.
+    fn check(&self, body: &Value) -> Result<(), CallFailure> {
+        let Some(Condition { path, equals }) = &self.ok_when else { return Ok(()) };
+        let found = path.query(body).first().cloned().unwrap_or_default();
+        if found == *equals {
+            return Ok(());
+        }
+        let words = format!("the answer says {path} = {found}, not {equals}");
+        Err(CallFailure::bad_payload(words, body.to_string().as_bytes()))
+    }
+}
+
+/// Sets a parameter, whether it is there or not.
+fn set_query(url: &mut Url, name: &str, value: &str) {
+    let others: Vec<(String, String)> =
+        url.query_pairs().filter(|(known, _)| known != name).map(|(k, v)| (k.into(), v.into())).collect();
+    url.query_pairs_mut().clear().extend_pairs(others).append_pair(name, value);
 }
 
 impl HttpJson {
@@ -201,21 +374,13 @@ impl HttpJson {
     }
 
     fn call_of(&self, request: &Request, window: Window) -> Call {
-        let path = self.fill(&request.path, window);
-        // Only within the base: a path cannot lead to another host.
-        let mut url = self.base.clone();
-        let joined = format!("{}/{}", self.base.path().trim_end_matches('/'), path.trim_start_matches('/'));
-        let (path, query) =
-            joined.split_once('?').map_or((joined.as_str(), None), |(path, query)| (path, Some(query)));
-        url.set_path(path);
-        url.set_query(query);
+        let mut call = self.call_to(request, &request.path, window);
         for (name, value) in &request.query {
-            url.query_pairs_mut().append_pair(name, &self.fill(value, window));
+            call.url.query_pairs_mut().append_pair(name, &self.fill(value, window));
         }
-        let mut call = Call::get(url, self.is_local);
-        call.pin.clone_from(&self.pin);
-        call.headers
-            .extend(request.headers.iter().map(|(name, value)| (intern(name), self.fill(value, window))));
+        if let Some(Pages::Number(NextNumber { param, first, .. })) = &request.pages {
+            set_query(&mut call.url, param, &first.to_string());
+        }
         if request.post {
             call.method = Method::POST;
             call.body = request.body.clone().map_or(Body::None, Body::Json);
@@ -223,21 +388,101 @@ impl HttpJson {
         call
     }
 
-    /// What mappings make of an answer, with what they left.
+    fn call_to(&self, request: &Request, path: &str, window: Window) -> Call {
+        let mut call = self.call_within(path, window);
+        call.headers
+            .extend(request.headers.iter().map(|(name, value)| (intern(name), self.fill(value, window))));
+        call
+    }
+
+    /// A call of a path below the base.
+    fn call_within(&self, path: &str, window: Window) -> Call {
+        let path = self.fill(path, window);
+        // Only within the base: a path cannot lead to another host.
+        let mut url = self.base.clone();
+        let joined = format!("{}/{}", self.base.path().trim_end_matches('/'), path.trim_start_matches('/'));
+        let (path, query) =
+            joined.split_once('?').map_or((joined.as_str(), None), |(path, query)| (path, Some(query)));
+        url.set_path(path);
+        url.set_query(query);
+        let mut call = Call::get(url, self.is_local);
+        call.pin.clone_from(&self.pin);
+        call
+    }
+
+    /// What mappings make of a document, with what they left.
     pub(crate) fn map(&self, stream: &Stream, window: Window, body: &Value) -> Result<Mapped, CallFailure> {
         let request = self.request(stream);
-        if let Some(Condition { path, equals }) = &request.ok_when {
-            let found = path.query(body).first().cloned().unwrap_or_default();
-            if found != *equals {
-                let words = format!("the answer says {path} = {found}, not {equals}");
-                return Err(CallFailure::bad_payload(words, body.to_string().as_bytes()));
-            }
+        if request.jq.is_none() {
+            request.check(body)?;
         }
-        let mut mapped = Mapped::default();
-        for mapping in &request.map {
-            mapping.apply(body, &self.zone, window.to, &mut mapped);
+        let mapped = if request.map.is_empty() {
+            mapping::yielded(body, window.to)?
+        } else {
+            let mut mapped = Mapped::default();
+            request.map.iter().for_each(|mapping| mapping.apply(body, &self.zone, window.to, &mut mapped));
+            mapped
+        };
+        if mapped.is_too_long {
+            let class = if stream.is_instant { Class::BadPayload } else { Class::WindowTooLarge };
+            return Err(CallFailure::new(class, format!("the answer has more than {ROWS_MAX} rows")));
         }
         Ok(mapped)
+    }
+}
+
+impl Client {
+    /// Asks for a token.
+    fn call(&self, refresh_token: &str, is_local: bool) -> Call {
+        let mut call = Call::get(self.token_url.clone(), is_local);
+        call.method = Method::POST;
+        let mut fields: BTreeMap<&str, &str> = BTreeMap::new();
+        if refresh_token.is_empty() {
+            fields.insert("grant_type", "client_credentials");
+        } else {
+            fields.insert("grant_type", "refresh_token");
+            fields.insert("refresh_token", refresh_token);
+        }
+        fields.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
+        if self.client_auth == ClientAuth::Basic {
+            let who = BASE64.encode(format!("{}:{}", self.client_id, self.client_secret));
+            call.headers.push(("Authorization", format!("Basic {who}")));
+        } else {
+            fields.insert("client_id", &self.client_id);
+            fields.insert("client_secret", &self.client_secret);
+        }
+        let fields: BTreeMap<_, _> = fields.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        call.body = match self.client_auth {
+            ClientAuth::Json => Body::Json(serde_json::json!(fields)),
+            ClientAuth::Basic | ClientAuth::Form => Body::Form(fields),
+        };
+        call
+    }
+}
+
+impl Login {
+    /// What is sent, with the password in its place.
+    fn filled(&self, body: &Value) -> Value {
+        match body {
+            Value::String(text) => text.replace("{password}", &self.password).into(),
+            Value::Array(elements) => elements.iter().map(|element| self.filled(element)).collect(),
+            Value::Object(members) => {
+                members.iter().map(|(name, value)| (name.clone(), self.filled(value))).collect()
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// The token of the session that an answer begins.
+    fn token(&self, answer: &Answer) -> Option<String> {
+        match &self.take {
+            Take::Path(path) => path.query(&answer.json().ok()?).first().and_then(as_text),
+            Take::Header(name) => answer.headers.get(name)?.to_str().ok().map(str::to_owned),
+            Take::Cookie(name) => answer.headers.get_all(SET_COOKIE).iter().find_map(|cookie| {
+                let (key, value) = cookie.to_str().ok()?.split(';').next()?.split_once('=')?;
+                (key.trim() == name).then(|| value.trim().to_owned())
+            }),
+        }
     }
 }
 
@@ -287,7 +532,7 @@ impl Connector for HttpJson {
         self.call_of(self.request(stream), window)
     }
 
-    fn authorise(&self, call: &mut Call, _: Option<&str>) {
+    fn authorise(&self, call: &mut Call, access_token: Option<&str>) {
         match &self.authorisation {
             Authorisation::None => {}
             Authorisation::Bearer { token } => {
@@ -298,18 +543,119 @@ impl Connector for HttpJson {
                 call.headers.push(("Authorization", format!("Basic {who}")));
             }
             Authorisation::Header { name, token } => call.headers.push((intern(name), token.clone())),
-            Authorisation::Query { name, token } => drop(call.url.query_pairs_mut().append_pair(name, token)),
+            Authorisation::Query { name, token } => set_query(&mut call.url, name, token),
+            // The device says first what it wants to know.
+            Authorisation::Digest { .. } => {}
+            Authorisation::Oauth2(_) => {
+                let token = access_token.unwrap_or_default();
+                call.headers.push(("Authorization", format!("Bearer {token}")));
+            }
+            Authorisation::Login(login) => {
+                let token = access_token.unwrap_or_default();
+                match &login.put {
+                    Put::Bearer => call.headers.push(("Authorization", format!("Bearer {token}"))),
+                    Put::Header(name) => call.headers.push((intern(name), token.to_owned())),
+                    Put::Query(name) => set_query(&mut call.url, name, token),
+                    Put::Cookie(name) => call.headers.push(("Cookie", format!("{name}={token}"))),
+                }
+            }
         }
     }
 
-    fn refresh(&self, _: &str) -> Option<Call> {
-        None
+    fn respond(&self, call: &mut Call, challenge: &str) -> bool {
+        let Authorisation::Digest { user, password } = &self.authorisation else { return false };
+        let Ok(mut challenge) = digest_auth::parse(challenge) else { return false };
+        let uri = call
+            .url
+            .query()
+            .map_or(call.url.path().to_owned(), |query| format!("{}?{query}", call.url.path()));
+        let method = if call.method == Method::POST { HttpMethod::POST } else { HttpMethod::GET };
+        let context = AuthContext::new_with_method(user, password, uri, None::<&[u8]>, method);
+        let Ok(response) = challenge.respond(&context) else { return false };
+        call.headers.push(("Authorization", response.to_string()));
+        true
+    }
+
+    fn refresh(&self, refresh_token: &str) -> Option<Call> {
+        match &self.authorisation {
+            Authorisation::Oauth2(client) => Some(client.call(refresh_token, self.is_local)),
+            Authorisation::Login(login) => {
+                let mut call = self.call_within(&login.path, Window { from: 0, to: 0 });
+                call.method = Method::POST;
+                call.body = Body::Json(login.filled(&login.body));
+                Some(call)
+            }
+            _ => None,
+        }
+    }
+
+    fn fresh(&self, answer: &Answer) -> Option<Fresh> {
+        let Authorisation::Login(login) = &self.authorisation else { return Fresh::of_oauth(answer) };
+        Some(Fresh { access_token: login.token(answer)?, refresh_token: None, expires_in: Some(login.lives) })
+    }
+
+    fn how_to_authorise(&self) -> &'static str {
+        "set metadata.auth anew"
+    }
+
+    fn more(&self, stream: &Stream, window: Window) -> Vec<(String, Call)> {
+        let request = self.request(stream);
+        request.with.iter().map(|(name, path)| (name.clone(), self.call_to(request, path, window))).collect()
+    }
+
+    fn is_paged(&self, stream: &Stream) -> bool {
+        self.request(stream).pages.is_some()
+    }
+
+    fn next_page(
+        &self,
+        stream: &Stream,
+        window: Window,
+        page: u64,
+        last: &Value,
+    ) -> Result<Option<Call>, CallFailure> {
+        let request = self.request(stream);
+        let mut call = self.call_of(request, window);
+        match &request.pages {
+            None => return Ok(None),
+            Some(Pages::Next(NextAddress { next })) => {
+                let Some(address) = next.query(last).first().and_then(as_text) else { return Ok(None) };
+                let url = self.base.join(&address).ok().filter(|url| url.origin() == self.base.origin());
+                call.url = url.ok_or_else(|| {
+                    CallFailure::bad_payload("the next page is on another host", address.as_bytes())
+                })?;
+            }
+            Some(Pages::Cursor(NextCursor { cursor, param })) => {
+                let Some(text) = cursor.query(last).first().and_then(as_text) else { return Ok(None) };
+                set_query(&mut call.url, param, &text);
+            }
+            Some(Pages::Number(NextNumber { items, param, first })) => {
+                if items.query(last).is_empty() {
+                    return Ok(None);
+                }
+                set_query(&mut call.url, param, &(first + page).to_string());
+            }
+        }
+        Ok(Some(call))
+    }
+
+    fn program(&self, stream: &Stream, body: &Value) -> Result<Option<&str>, CallFailure> {
+        let request = self.request(stream);
+        if request.jq.is_some() {
+            request.check(body)?;
+        }
+        Ok(request.jq.as_deref())
     }
 
     fn decode(&self, stream: &Stream, window: Window, body: &Value) -> Result<Decoded, CallFailure> {
         let mapped = self.map(stream, window, body)?;
         if mapped.points.is_empty() && !mapped.unmatched.is_empty() && stream.is_instant {
-            let words = format!("the mapping found nothing: {}", mapped.unmatched.join(", "));
+            let mut first: Vec<String> =
+                mapped.unmatched.iter().take(3).map(|what| what.chars().take(60).collect()).collect();
+            if mapped.unmatched.len() > first.len() {
+                first.push(format!("and {} more", mapped.unmatched.len() - first.len()));
+            }
+            let words = format!("the mapping found nothing: {}", first.join(", "));
             return Err(CallFailure::bad_payload(words, body.to_string().as_bytes()));
         }
         let mut decoded = Decoded { points: mapped.points, ..Decoded::default() };
@@ -332,6 +678,7 @@ impl Connector for HttpJson {
     fn failure(&self, stream: Option<&Stream>, answer: &Answer, now: i64) -> CallFailure {
         let words = format!("{} answered {}", answer.name, answer.status);
         let class = match answer.status {
+            401 | 403 if self.authorisation.grant().is_some() => Class::AuthExpired,
             401 | 403 => Class::AuthDead,
             404 if stream.is_some() => Class::Forbidden,
             413 | 422 if stream.is_some_and(|stream| !stream.is_instant) => Class::WindowTooLarge,

@@ -14,11 +14,12 @@ use wattlake_catalog::Quality;
 use super::{
     SECOND,
     connector::{Point, Quantity, Role},
+    failure::CallFailure,
     schedule,
 };
 
-/// Rows of one answer.
-const ROWS_MAX: usize = 200_000;
+/// Rows of one answer: more are an answer that cannot be read, not one that is cut short.
+pub(crate) const ROWS_MAX: usize = 200_000;
 /// Numbers that nobody took, shown to who writes a mapping.
 const LEFT_MAX: usize = 100;
 
@@ -94,12 +95,18 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Replaces `{key(n)}`, and `{topic(n)}` by a part of the topic of a message.
+    /// Replaces `{key(n)}`, `{$.name}` by what the row has there, and `{topic(n)}` by a part of the topic of a message.
     fn fill(&self, template: &str, root: &Value) -> Option<String> {
         let mut out = String::new();
         let mut rest = template;
         while let Some((before, after)) = rest.split_once('{') {
             let (name, after) = after.split_once('}')?;
+            if name.starts_with('$') {
+                out.push_str(before);
+                out.push_str(&as_text(Place::parse(name).ok()?.find(root, self)?)?);
+                rest = after;
+                continue;
+            }
             let (name, index) = name.strip_suffix(')')?.split_once('(')?;
             let index: i64 = index.parse().ok()?;
             let place = |len: usize| usize::try_from(if index < 0 { len as i64 + index } else { index }).ok();
@@ -143,6 +150,9 @@ struct Time {
     path: Place,
     /// `epoch_s`, `epoch_ms`, `rfc3339`, or a pattern of strftime for local times.
     format: String,
+    /// A row without a time is about now.
+    #[serde(default)]
+    or_now: bool,
     /// Whether it is the start or the end of an interval.
     #[serde(default)]
     label: Label,
@@ -238,6 +248,9 @@ struct ValueSpec {
     /// May hold `{key(n)}`.
     metric: String,
     path: Option<Place>,
+    /// Where `path` finds nothing: the sum of these, all of which must be there.
+    #[serde(default)]
+    or_sum: Vec<Place>,
     /// Of a table with a header: the sum of these columns.
     #[serde(default)]
     columns: Vec<String>,
@@ -298,6 +311,8 @@ pub(crate) struct Mapped {
     pub points: Vec<Point>,
     /// Paths and columns that were not found in any row.
     pub unmatched: Vec<String>,
+    /// There were more rows than [`ROWS_MAX`].
+    pub is_too_long: bool,
     /// Nodes with numbers that nobody took.
     taken: BTreeSet<String>,
 }
@@ -306,7 +321,9 @@ impl Mapping {
     /// Takes readings out of a document; those without a time are of `now`.
     pub(crate) fn apply(&self, root: &Value, zone: &TimeZone, now: i64, out: &mut Mapped) {
         let mut rows = Vec::new();
-        for located in self.rows.query_located(root).iter().take(ROWS_MAX) {
+        let located_rows = self.rows.query_located(root);
+        out.is_too_long |= located_rows.len() > ROWS_MAX;
+        for located in located_rows.iter().take(ROWS_MAX) {
             let key = |element: &PathElement<'_>| match (element.as_name(), element.as_index()) {
                 (Some(name), _) => Key::Name(name.to_owned()),
                 (None, index) => Key::Index(index.unwrap_or(0)),
@@ -339,6 +356,7 @@ impl Mapping {
     ) {
         let ts = match &self.time {
             None => now,
+            Some(time) if time.or_now && time.path.find(root, row).is_none() => now,
             Some(time) => match time.read(root, row, zone, now) {
                 Some(ts) => ts,
                 None => {
@@ -350,12 +368,18 @@ impl Mapping {
             },
         };
         for (spec, found) in self.values.iter().zip(found) {
-            let node = spec.path.as_ref().and_then(|path| path.find(root, row));
-            let Some(node) = node else { continue };
+            let first = spec.path.as_ref().and_then(|path| path.find(root, row));
+            let nodes = match first {
+                Some(node) => vec![node],
+                None => spec.or_sum.iter().filter_map(|path| path.find(root, row)).collect(),
+            };
+            if nodes.is_empty() || first.is_none() && nodes.len() < spec.or_sum.len() {
+                continue;
+            }
             *found = true;
-            out.taken.insert(address(node));
-            if let Some(value) = spec.value(node) {
-                self.push(spec, value, ts, root, row, out);
+            out.taken.extend(nodes.iter().map(|node| address(node)));
+            if let Some(values) = nodes.iter().map(|node| spec.value(node)).collect::<Option<Vec<_>>>() {
+                self.push(spec, values.iter().sum(), ts, root, row, out);
             }
         }
     }
@@ -369,6 +393,7 @@ impl Mapping {
             out.unmatched.push("the header, start, step or rows of the table".to_owned());
             return;
         };
+        out.is_too_long |= rows.len() > ROWS_MAX;
         for (spec, found) in self.values.iter().zip(found) {
             let columns: Vec<usize> = spec
                 .columns
@@ -395,18 +420,16 @@ impl Mapping {
     fn push(&self, spec: &ValueSpec, value: f64, ts: i64, root: &Value, row: &Row<'_>, out: &mut Mapped) {
         let stated = spec.unit_path.as_ref().and_then(|path| path.find(root, row)).and_then(Value::as_str);
         let unit = spelled(stated.or(spec.unit.as_deref()).unwrap_or_default());
-        let Some(metric) =
-            row.fill(&spec.metric, root).filter(|metric| !metric.is_empty() && metric.len() <= 128)
-        else {
+        let Some(metric) = row.fill(&spec.metric, root).and_then(|metric| intern_answered(&metric)) else {
             return;
         };
         let is_plausible = spec.min.is_none_or(|min| value >= min) && spec.max.is_none_or(|max| value <= max);
         out.points.push(Point {
-            quantity: Quantity::named(&metric, spec.role),
+            quantity: Quantity::named(metric, spec.role),
             device: self.device.as_ref().and_then(|device| row.fill(device, root)),
             ts,
             value,
-            unit: intern(&unit),
+            unit: intern_answered(&unit).unwrap_or_default(),
             quality: if is_plausible { Quality::Good } else { Quality::Bad },
         });
     }
@@ -423,6 +446,15 @@ impl ValueSpec {
             return None;
         }
         Some(value * self.scale.unwrap_or(1.0))
+    }
+}
+
+/// A word or a number, as a text.
+pub(crate) fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
     }
 }
 
@@ -444,6 +476,73 @@ pub(crate) fn intern(text: &str) -> &'static str {
     let text: &'static str = Box::leak(text.to_owned().into_boxed_str());
     known.insert(text);
     text
+}
+
+/// The same for texts of answers; `None`: it is too long, or there are too many already.
+fn intern_answered(text: &str) -> Option<&'static str> {
+    const CHARS_MAX: usize = 128;
+    const TEXTS_MAX: usize = 20_000;
+    static ANSWERED: parking_lot::Mutex<BTreeSet<&'static str>> = parking_lot::Mutex::new(BTreeSet::new());
+    let mut answered = ANSWERED.lock();
+    if let Some(found) = answered.get(text) {
+        return Some(found);
+    }
+    if text.is_empty() || text.len() > CHARS_MAX || answered.len() >= TEXTS_MAX {
+        return None;
+    }
+    let text = intern(text);
+    answered.insert(text);
+    Some(text)
+}
+
+/// A reading as a program yields it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Yielded {
+    metric: String,
+    /// Seconds since 1970, or a text of RFC 3339; now unless said.
+    time: Option<Value>,
+    value: Option<f64>,
+    #[serde(default)]
+    unit: String,
+    quality: Option<Quality>,
+    device: Option<String>,
+    role: Option<Role>,
+}
+
+/// The readings of a list that a program yields.
+///
+/// # Errors
+/// `BadPayload`, with the place of what is no reading.
+pub(crate) fn yielded(list: &Value, now: i64) -> Result<Mapped, CallFailure> {
+    let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut mapped = Mapped { is_too_long: list.len() > ROWS_MAX, ..Mapped::default() };
+    for (place, value) in list.iter().take(ROWS_MAX).enumerate() {
+        let wrong = |words: String| {
+            let words = format!("value {} of the jq program is no reading: {words}", place + 1);
+            CallFailure::bad_payload(words, value.to_string().as_bytes())
+        };
+        let found = Yielded::deserialize(value).map_err(|error| wrong(error.to_string()))?;
+        let ts = match &found.time {
+            None | Some(Value::Null) => Some(now),
+            Some(Value::Number(seconds)) => seconds.as_f64().map(|seconds| (seconds * 1e6).round() as i64),
+            Some(Value::String(text)) => text.parse::<Timestamp>().ok().map(Timestamp::as_microsecond),
+            Some(_) => None,
+        };
+        let ts = ts.ok_or_else(|| wrong("`time` is neither seconds since 1970 nor RFC 3339".into()))?;
+        let metric = intern_answered(&found.metric).ok_or_else(|| wrong("`metric` is no name".into()))?;
+        let Some(value) = found.value else { continue };
+        let unit = spelled(&found.unit);
+        mapped.points.push(Point {
+            quantity: Quantity::named(metric, found.role),
+            device: found.device,
+            ts,
+            value,
+            unit: intern_answered(&unit).unwrap_or_default(),
+            quality: found.quality.unwrap_or(Quality::Good),
+        });
+    }
+    Ok(mapped)
 }
 
 /// Tells a node from all others of its document.

@@ -28,13 +28,17 @@ use super::{
 };
 use crate::{Engine, Result};
 
-/// Bytes of one message.
+/// Bytes of a message that is read.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a message that is taken from the broker, and dropped: one that was refused would come again for ever.
+const PACKET_BYTES_MAX: usize = 32 << 20;
 /// Messages that are stored together, and how long the first of them waits.
 const TOGETHER: usize = 2000;
 const GATHER: Duration = Duration::from_millis(200);
 /// Messages that wait to be stored; the broker keeps further ones.
 const WAITING: usize = 4000;
+/// What is left of a message that is not read.
+const TOO_LARGE: &[u8] = b"\0too large";
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const CONNECT_SECONDS: u64 = 10;
 const BACKOFF: Duration = Duration::from_secs(1);
@@ -134,7 +138,7 @@ impl Broker {
             .set_keep_alive(KEEP_ALIVE)
             .set_clean_session(is_clean)
             .set_manual_acks(true)
-            .set_max_packet_size(MESSAGE_BYTES_MAX, 64 << 10);
+            .set_max_packet_size(PACKET_BYTES_MAX, 64 << 10);
         if let Some(user) = &self.user {
             options.set_credentials(user, self.password.as_deref().unwrap_or_default());
         }
@@ -222,7 +226,10 @@ impl Broker {
                             return None;
                         }
                     }
-                    Ok(Event::Incoming(Packet::Publish(message))) => {
+                    Ok(Event::Incoming(Packet::Publish(mut message))) => {
+                        if message.payload.len() > MESSAGE_BYTES_MAX {
+                            message.payload = TOO_LARGE.into();
+                        }
                         if sender.send(Some(message)).await.is_err() {
                             return None;
                         }
@@ -285,6 +292,10 @@ impl Broker {
         let now = engine.clock().now_micros();
         let mut mapped = Mapped::default();
         for message in messages {
+            if message.payload == TOO_LARGE {
+                news.refused += 1;
+                continue;
+            }
             let payload = serde_json::from_slice::<Value>(&message.payload)
                 .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&message.payload).into_owned()));
             let document =
@@ -315,4 +326,26 @@ fn tls() -> std::result::Result<tokio_rustls::rustls::ClientConfig, String> {
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be set up: {error}"))?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_checked_and_counted() {
+        let topic =
+            json!({ "topic": "a/+/b", "map": [{ "values": [{ "metric": "power", "path": "$.payload" }] }] });
+        assert_eq!(
+            topics(&vec![topic.clone(); TOPICS_MAX].into()).map(|topics| topics.len()),
+            Ok(TOPICS_MAX)
+        );
+        assert!(
+            topics(&vec![topic.clone(); TOPICS_MAX + 1].into()).is_err_and(|words| words.contains("1 to 64"))
+        );
+        assert!(topics(&json!([])).is_err());
+        let mut wrong = topic;
+        wrong["topic"] = "a/#/b".into();
+        assert!(topics(&json!([wrong])).is_err_and(|words| words.contains("a/#/b")));
+    }
 }

@@ -51,14 +51,13 @@ impl RawArchive {
         source: EntityId,
         stream: &Stream,
         window: Window,
-        body: &Bytes,
+        body: Bytes,
     ) {
         if self.bytes_max == 0 {
             return;
         }
         let folder = self.folder.join(source.to_string());
         let name = format!("{now:020}-{}-{}-{}.json.zst", file_name(stream.name), window.from, window.to);
-        let body = body.clone();
         let written = tokio::task::spawn_blocking(move || write(&folder, &name, &body)).await;
         match written {
             Ok(Ok(bytes)) => self.make_room(bytes),
@@ -180,7 +179,7 @@ mod tests {
         for n in 0..100 {
             let body: String =
                 (0..200).map(|i| format!("{},", (i * 7919 + n * 104_729) % 1_000_003)).collect();
-            raw.keep(n * 1000, source, &stream, Window { from: n, to: n + 1 }, &Bytes::from(body)).await;
+            raw.keep(n * 1000, source, &stream, Window { from: n, to: n + 1 }, Bytes::from(body)).await;
         }
         let kept = raw.answers(source, 0, i64::MAX);
         assert!(size_of_all(&raw.folder) <= 20_000 && kept.len() > 10, "{}", kept.len());

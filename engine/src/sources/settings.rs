@@ -127,7 +127,10 @@ impl SourceSettings {
         if pin.is_some() && !is_local {
             return Err(misconfigured("metadata.pinSha256: only for sources with metadata.local = true"));
         }
-        let (connector, account, grant): (Box<dyn Connector>, String, Option<&str>) = match provider {
+        // The grant: its first refresh token, and the secrets that it ends with.
+        type Found = (Box<dyn Connector>, String, Option<(String, String)>);
+        let rotating = |token: &str| (token.to_owned(), token.to_owned());
+        let (connector, account, grant): Found = match provider {
             "enphase" => {
                 let connector = Enphase {
                     base: base(enphase::BASE)?,
@@ -140,11 +143,11 @@ impl SourceSettings {
                     streams: fields.streams(enphase::stream_names())?,
                 };
                 let account = connector.key.clone();
-                (Box::new(connector), account, Some(fields.required("refreshToken")?))
+                (Box::new(connector), account, Some(rotating(fields.required("refreshToken")?)))
             }
             "http_json" => {
                 let authorisation = fields.authorisation()?;
-                authorisation.secret().iter().for_each(|secret| secrets.add(secret));
+                authorisation.secrets().into_iter().for_each(|secret| secrets.add(secret));
                 if fields.text("baseUrl")?.is_none() {
                     return Err(misconfigured(
                         "metadata.baseUrl is required, for example http://192.168.1.20",
@@ -160,7 +163,11 @@ impl SourceSettings {
                     requests: fields.requests()?,
                 };
                 let account = connector.base.to_string();
-                (Box::new(connector), account, None)
+                let grant = connector
+                    .authorisation
+                    .grant()
+                    .map(|token| (token.to_owned(), connector.authorisation.secrets().join("\0")));
+                (Box::new(connector), account, grant)
             }
             _ => {
                 let (access, account, grant) = match fields.text("apiKey")? {
@@ -171,7 +178,7 @@ impl SourceSettings {
                         })?;
                         let client_secret = fields.required("clientSecret")?.to_owned();
                         let access = Access::Grant { client_id: client_id.to_owned(), client_secret };
-                        (access, client_id.to_owned(), Some(fields.required("refreshToken")?))
+                        (access, client_id.to_owned(), Some(rotating(fields.required("refreshToken")?)))
                     }
                 };
                 let connector = SolarEdge {
@@ -191,7 +198,7 @@ impl SourceSettings {
             id: source.id,
             name: source.name.clone(),
             credential: fingerprint(&[provider, &account]),
-            grant: grant.map(|token| (token.to_owned(), fingerprint(&[provider, &account, token]))),
+            grant: grant.map(|(token, secrets)| (token, fingerprint(&[provider, &account, &secrets]))),
             connector,
             schedule,
             limits,
@@ -286,8 +293,21 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Those of a preset, or written out.
+    /// Those of a preset, or written out; of these the ones that `streams` names, or all that are not optional.
     fn requests(&self) -> Result<Vec<http_json::Request>, Obstacle> {
+        let mut requests = self.all_requests()?;
+        let names = |wanted: fn(&http_json::Request) -> bool| {
+            requests.iter().filter(|request| wanted(request)).map(|request| request.name.as_str()).collect()
+        };
+        let named = self.streams((names(|_| true), names(|request| !request.optional)))?;
+        requests.retain(|request| named.contains(&request.name));
+        if requests.is_empty() {
+            return Err(misconfigured("metadata.streams: all of them are optional; name some"));
+        }
+        Ok(requests)
+    }
+
+    fn all_requests(&self) -> Result<Vec<http_json::Request>, Obstacle> {
         match (self.text("preset")?, self.metadata.get("requests").filter(|requests| !requests.is_null())) {
             (Some(name), None) => {
                 http_json::preset(name).map_err(|words| misconfigured(format!("metadata.preset: {words}")))
@@ -298,10 +318,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn streams(
-        &self,
-        (known, default): (Vec<&'static str>, Vec<&'static str>),
-    ) -> Result<Vec<String>, Obstacle> {
+    fn streams(&self, (known, default): (Vec<&str>, Vec<&str>)) -> Result<Vec<String>, Obstacle> {
         let named = match self.metadata.get("streams") {
             None | Some(Value::Null) => return Ok(default.into_iter().map(str::to_owned).collect()),
             Some(Value::Array(named)) if !named.is_empty() => named,

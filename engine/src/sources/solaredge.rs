@@ -13,7 +13,7 @@ use wattlake_catalog::Quality;
 use super::{
     SECOND,
     budget::Limits,
-    connector::{Connector, Decoded, FoundSystem, Point, Quantity, Stream, Window},
+    connector::{Connector, Decoded, FoundDevice, FoundSystem, Point, Quantity, Stream, Window},
     failure::{CallFailure, Class},
     http::{Answer, Body, Call},
 };
@@ -291,9 +291,49 @@ impl Connector for SolarEdge {
                 capacity: site.get("peakPower").and_then(Value::as_f64),
                 status: text("/activationStatus"),
                 source_id: None,
+                devices: None,
+                devices_error: None,
             })
         };
         Ok(sites.iter().filter_map(found).collect())
+    }
+
+    fn devices(&self, system_id: &str) -> Option<Call> {
+        let mut url = self.base.join(&format!("sites/{system_id}/devices")).ok()?;
+        let types = ["INVERTER", "METER", "BATTERY"].map(|name| ("types", name));
+        url.query_pairs_mut().extend_pairs(types);
+        Some(Call::get(url, self.is_local))
+    }
+
+    fn devices_listed(&self, body: &Value) -> Result<Vec<FoundDevice>, CallFailure> {
+        let devices = body.as_array().ok_or_else(|| {
+            CallFailure::bad_payload("the answer is no list of devices", body.to_string().as_bytes())
+        })?;
+        let found = |device: &Value| {
+            let text = |name: &str| device.get(name).and_then(Value::as_str).map(str::to_owned);
+            let kind = match device.get("type").and_then(Value::as_str)? {
+                "INVERTER" => "inverter",
+                "METER" => "meter",
+                "BATTERY" => "battery",
+                _ => return None,
+            };
+            let measures = match device.get("meterType").and_then(Value::as_str) {
+                Some("Production") => Some("production"),
+                Some("Consumption") => Some("consumption"),
+                Some("Purchased") => Some("import"),
+                Some("FeedIn") => Some("export"),
+                _ => None,
+            };
+            let model = text("model").or_else(|| text("partNumber"));
+            Some(FoundDevice {
+                kind,
+                serial_number: text("serialNumber"),
+                name: text("name"),
+                model,
+                measures,
+            })
+        };
+        Ok(devices.iter().filter_map(found).collect())
     }
 
     /// Errors are `application/problem+json` (RFC 9457).

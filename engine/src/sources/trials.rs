@@ -239,15 +239,13 @@ impl Sources {
             };
             let fetched;
             let body = match answer {
-                Some(answer) => answer,
+                Some(answer) => {
+                    fetched = self.0.asker.prepared(settings, &stream, answer.clone()).await?;
+                    &fetched
+                }
                 None => {
                     let asked = self.0.asker.body(settings, Purpose::Poll, &stream, window, false).await;
-                    fetched = asked.map_err(|trouble| match trouble {
-                        Trouble::Later(at) => {
-                            Error::invalid(format!("no call may be made before {}", time(at)))
-                        }
-                        Trouble::Failed(failure) => Error::invalid(failure.message),
-                    })?;
+                    fetched = asked?;
                     &fetched
                 }
             };
@@ -300,9 +298,13 @@ impl Sources {
             let text = tokio::task::spawn_blocking(move || raw::read(&path)).await;
             let text = text.map_err(|_| Error::internal("an answer could not be read"))??;
             let window = Window { from: answer.from, to: answer.to };
-            let decoded = stream.zip(serde_json::from_slice::<Value>(&text).ok());
-            let decoded =
-                decoded.and_then(|(stream, body)| settings.connector.decode(stream, window, &body).ok());
+            let decoded = match stream.zip(serde_json::from_slice::<Value>(&text).ok()) {
+                Some((stream, body)) => match self.0.asker.prepared(settings, stream, body).await {
+                    Ok(body) => settings.connector.decode(stream, window, &body).ok(),
+                    Err(_) => None,
+                },
+                None => None,
+            };
             let Some(decoded) = decoded else {
                 replayed.unread += 1;
                 continue;
@@ -318,8 +320,8 @@ impl Sources {
         Ok(replayed)
     }
 
-    /// The systems that a credential sees, with the sources that poll them already. `metadata` is that of a source, with secrets in plain
-    /// text, or with those of `like`, a source that there is.
+    /// The systems that a credential sees, with the sources that poll them already, and with the devices of those that `wants` names.
+    /// `metadata` is that of a source, with secrets in plain text, or with those of `like`, a source that there is.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] with what is in the way.
@@ -327,10 +329,19 @@ impl Sources {
         &self,
         like: Option<EntityId>,
         metadata: &Map<String, Value>,
+        wants: impl Fn(&FoundSystem) -> bool,
     ) -> Result<Vec<FoundSystem>> {
         let now = time(self.now());
         let mut source = match like {
-            Some(id) => self.engine().catalog().source_with_secrets(id).await?,
+            Some(id) => {
+                let source = self.engine().catalog().source_with_secrets(id).await?;
+                if metadata.get("baseUrl").is_some_and(|url| source.metadata.get("baseUrl") != Some(url)) {
+                    return Err(Error::invalid(
+                        "metadata.baseUrl: the credentials of `like` are sent to the address of `like` only",
+                    ));
+                }
+                source
+            }
             None => EnergySource {
                 id: EntityId(Uuid::nil()),
                 meter_id: EntityId(Uuid::nil()),
@@ -348,10 +359,7 @@ impl Sources {
         source.metadata.entry("systemId").or_insert("0".into());
         let settings = SourceSettings::read(&source, &TimeZone::UTC)
             .map_err(|obstacle| Error::invalid(obstacle.message))?;
-        let found = self.0.asker.list(&settings).await.map_err(|trouble| match trouble {
-            Trouble::Later(at) => Error::invalid(format!("no call may be made before {}", time(at))),
-            Trouble::Failed(failure) => Error::invalid(failure.message),
-        })?;
+        let found = self.0.asker.list(&settings).await?;
         let mut found =
             found.ok_or_else(|| Error::invalid("this vendor does not tell which systems there are"))?;
         let fleet = self.engine().catalog().fleet();
@@ -362,6 +370,14 @@ impl Sources {
                     && known.metadata.get("systemId").and_then(Value::as_str) == Some(&system.system_id)
             });
             system.source_id = known.map(|known| known.id);
+            // An id that is none would lead to another path.
+            let is_id = system.system_id.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+            if is_id && wants(system) {
+                match self.0.asker.devices(&settings, &system.system_id).await {
+                    Ok(devices) => system.devices = devices,
+                    Err(trouble) => system.devices_error = Some(Error::from(trouble).message),
+                }
+            }
         }
         Ok(found)
     }

@@ -25,6 +25,7 @@ be seen by others:
 Examples:
   wattlake discover --metadata solaredge.json
   wattlake discover --metadata solaredge.json --create all
+  wattlake discover --metadata solaredge.json --devices
   wattlake discover --like 0197c5f0-0000-7000-8000-000000000001 --create 3066774"
 )]
 pub(super) struct DiscoverArgs {
@@ -37,6 +38,9 @@ pub(super) struct DiscoverArgs {
     /// Creates site, meter and source of a system, by the vendor's id, or of `all` that are not there; may be repeated
     #[arg(long, value_name = "SYSTEM")]
     create: Vec<String>,
+    /// Asks for devices as well, a call for each system: meters and batteries get a meter each
+    #[arg(long)]
+    devices: bool,
     /// JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -56,7 +60,7 @@ pub(super) async fn run(common: &Common, args: DiscoverArgs) -> Result<(), Failu
                 .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?
         }
     };
-    let mut body = json!({ "metadata": metadata, "create": args.create });
+    let mut body = json!({ "metadata": metadata, "create": args.create, "devices": args.devices });
     if let Some(like) = &args.like {
         body["like"] = like.as_str().into();
     }
@@ -84,9 +88,25 @@ pub(super) async fn run(common: &Common, args: DiscoverArgs) -> Result<(), Failu
     };
     let columns =
         ["systemId", "name", "timezone", "capacity", "status", "sourceId"].map(|name| (name, column(name)));
+    let mut columns: Vec<_> = columns.into();
+    if args.devices {
+        columns.insert(5, ("devices", Arc::new(rows.iter().map(devices).collect::<StringArray>())));
+    }
     let failed = |error: arrow::error::ArrowError| Failure::failed(error.to_string());
-    let batch = RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))
-        .map_err(failed)?;
+    let columns = columns.into_iter().map(|(name, column)| (name, column, true));
+    let batch = RecordBatch::try_from_iter_with_nullable(columns).map_err(failed)?;
     println!("{}", pretty_format_batches(&[batch]).map_err(failed)?);
     Ok(())
+}
+
+/// The devices of a system, a line each.
+fn devices(system: &Value) -> Option<String> {
+    if let Some(words) = system["devicesError"].as_str() {
+        return Some(words.to_owned());
+    }
+    let line = |device: &Value| {
+        let words = ["kind", "measures", "model", "serialNumber"].map(|name| device[name].as_str());
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    };
+    Some(system["devices"].as_array()?.iter().map(line).collect::<Vec<_>>().join("\n"))
 }

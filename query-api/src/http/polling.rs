@@ -16,7 +16,7 @@ use wattlake_engine::ErrorKind;
 use super::{
     App,
     energy_sources::EnergySources,
-    listing::{page, read_limit},
+    listing::{add_cursor, page, read_limit},
     reply::{json_response, read_json, read_query},
     resource::Resource,
 };
@@ -192,9 +192,10 @@ struct GapsParams {
     source_id: Option<String>,
     state: Option<String>,
     limit: Option<String>,
+    cursor: Option<String>,
 }
 
-/// `GET /api/gaps`: the newest first.
+/// `GET /api/gaps`: the newest first. The cursor is the last id of the page before.
 pub(super) async fn gaps(
     State(app): State<App>,
     Extension(access): Extension<Access>,
@@ -203,8 +204,21 @@ pub(super) async fn gaps(
     let params: GapsParams = read_query(query.as_deref(), &[])?;
     let source: Option<EntityId> = params.source_id.as_deref().map(str::parse).transpose()?;
     let state: Option<GapState> = params.state.as_deref().map(str::parse).transpose()?;
-    let limit = read_limit(params.limit.as_deref())? as i64;
-    let mut gaps = app.engine.catalog().gaps(source, state, limit).await?;
+    let limit = read_limit(params.limit.as_deref())?;
+    let mut gaps = app.engine.catalog().gaps(source, state, i64::MAX).await?;
     gaps.retain(|gap| EnergySources::find(&app, &access, gap.source_id).is_ok());
-    Ok(json_response(&gaps))
+    let start = match &params.cursor {
+        None => 0,
+        Some(cursor) => gaps
+            .iter()
+            .position(|gap| gap.id.to_string() == *cursor)
+            .map(|last| last + 1)
+            .ok_or_else(|| ApiError::invalid(format!("cursor: `{cursor}` is not one of ours")))?,
+    };
+    let end = (start + limit).min(gaps.len());
+    let mut response = json_response(&&gaps[start..end]);
+    if end < gaps.len() {
+        add_cursor(&mut response, &gaps[end - 1].id.to_string());
+    }
+    Ok(response)
 }

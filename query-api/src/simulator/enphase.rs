@@ -117,6 +117,11 @@ fn data(request: &Request, id: &str, plant: &Plant, rest: &[&str]) -> Result<Val
                 json!({ "system_id": id, "name": format!("System {id}"), "timezone": plant.zone.iana_name() }),
             );
         }
+        ["devices"] => {
+            let meter = |name: &str| json!({ "name": name, "serial_number": format!("{name}-{id}"), "model": "IQ Envoy", "config_type": "Total" });
+            return Ok(json!({ "system_id": id, "total_devices": 2, "items": "devices",
+                "devices": { "micros": [], "meters": [meter("production"), meter("consumption")] } }));
+        }
         ["energy_lifetime"] => return lifetime(request, id, plant, &meta),
         ["telemetry", "production_meter"] => (Measure::Energy, "wh_del"),
         ["telemetry", "consumption_meter"] => (Measure::Consumption, "enwh"),

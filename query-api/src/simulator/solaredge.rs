@@ -146,6 +146,21 @@ fn body_of(response: &Response) -> String {
 struct Sound(String);
 
 fn data(request: &Request, plant: &Plant, rest: &[&str]) -> Result<Response, Box<Response>> {
+    if rest == ["devices"] {
+        let device = |kind: &str, serial: &str, more: Value| {
+            let mut device = json!({ "type": kind, "serialNumber": serial, "manufacturer": "SolarEdge", "active": true, "name": serial });
+            device
+                .as_object_mut()
+                .into_iter()
+                .for_each(|device| device.extend(more.as_object().cloned().unwrap_or_default()));
+            device
+        };
+        let devices = json!([
+            device("INVERTER", "7E12", json!({ "partNumber": "SE5000H" })),
+            device("METER", "M-1", json!({ "model": "WND-3Y-400-MB", "meterType": "Consumption" })),
+        ]);
+        return Ok(reply(200, &devices));
+    }
     let bad = |detail: &str| Box::new(problem(400, detail));
     let resolution = request.param("resolution").unwrap_or("QUARTER_HOUR");
     let time = |name: &str| {

@@ -1,7 +1,7 @@
 //! Tokens of grants. Each refresh gives new ones; the refresh token before dies with the first use of what it gave, so that an answer
 //! that got lost on its way does no harm.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::SECOND;
 
@@ -50,6 +50,16 @@ impl Tokens {
             *is_spent = true;
         }
         true
+    }
+
+    /// How often each system's grant was renewed.
+    pub(super) fn refreshes(&self) -> BTreeMap<&str, u64> {
+        let mut counts = BTreeMap::new();
+        for (system, _) in self.refresh.values() {
+            // The first one is the grant itself.
+            counts.entry(system.as_str()).and_modify(|count| *count += 1).or_insert(0);
+        }
+        counts
     }
 
     pub(super) fn revoke(&mut self, token: &str) {
