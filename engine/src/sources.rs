@@ -121,6 +121,8 @@ struct Source {
     has_new_job: AtomicBool,
     /// Held during a turn.
     work: TurnMutex<Option<Work>>,
+    /// The same source as it was before a change, which may be in its last turn.
+    before: Mutex<Option<Arc<Source>>>,
     glance: Mutex<Glance>,
     /// Of a source that is not polled but listens.
     listener: Mutex<Option<JoinHandle<()>>>,

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 import urllib.parse
+import zoneinfo
 
 import pytest
 import requests
@@ -50,7 +51,10 @@ class World:
         self.set(begin)
         self.systems, self.port = systems, free_port()
         (tmp_path / "systems.json").write_text(json.dumps([*systems, *known]))
-        env = {"TEST_CLOCK_FILE": str(self.clock_file)}
+        # The zone of the machine is none of anybody's business.
+        zone = random.choice([*ZONES, "UTC", "Pacific/Apia"])
+        print("TZ", zone)
+        env = {"TEST_CLOCK_FILE": str(self.clock_file), "TZ": zone}
         self.vendors = subprocess.Popen(
             [BINARY, "simulate", "--listen", f"127.0.0.1:{self.port}", "--systems", str(tmp_path / "systems.json"), *flags],
             env=os.environ | env, stdout=subprocess.DEVNULL)
@@ -121,11 +125,13 @@ class World:
         unknown = [v for v in seen if v.endswith("called in a pause")]
         return seen if len(unknown) > kills else [v for v in seen if v not in unknown]
 
-    def compare(self, begin, end):
+    def compare(self, begin, end, only=None):
         """What is stored is what was measured, in a span that is whole quarters."""
-        begin, end = -(-begin // QUARTER) * QUARTER, end // QUARTER * QUARTER
+        begin, end = int(-(-begin // QUARTER) * QUARTER), int(end // QUARTER * QUARTER)
         compared = 0
         for system, source in self.sources.items():
+            if only and system != only:
+                continue
             for metric in ["energy", "consumption_energy"]:
                 rows = self.server.sql(
                     "SELECT date_part('epoch', timestamp)::BIGINT AS t, value FROM measurements WHERE entity_id = $1 AND metric = $2 "
@@ -222,9 +228,10 @@ def test_sources_of_one_grant_renew_it_once(world):
 
 def test_history_is_fetched_whatever_happens_to_the_server(world):
     now = epoch("2026-04-10T07:12:00Z")
-    w = world([system("solaredge", 0), system("enphase", 1)], now, "--bad-days", "5", every="6h")
+    systems = [system(vendor, n) for n in range(max(1, SYSTEMS // 2)) for vendor in ("solaredge", "enphase")]
+    w = world(systems, now, "--bad-days", "5", every="6h")
     w.settle()
-    days = 30 if FAULTS < 50 else 300
+    days = 30 if FAULTS < 50 else 365
     begin, end = now - (days + 10) * DAY, now - 10 * DAY
     text = lambda t: datetime.datetime.fromtimestamp(t, datetime.UTC).isoformat()
     for source in w.sources.values():
@@ -244,9 +251,47 @@ def test_history_is_fetched_whatever_happens_to_the_server(world):
         w.run_until(w.now + 3 * 3600)
         assert w.now < now + 120 * DAY
     jobs = w.server.get("/api/jobs").json()
-    assert [job["state"] for job in jobs] == ["done", "done"] and all(job["progress"] == 1 for job in jobs), jobs
+    assert len(jobs) == len(systems) and all(job["state"] == "done" and job["progress"] == 1 for job in jobs), jobs
     w.compare(begin, end)
     assert w.violations(kills=max(FAULTS, 8)) == []
+
+
+def test_days_of_a_changed_clock_are_whole(world):
+    """Six zones, both changes of a year, both vendors: as many quarters as the day has, each once, and sums of all resolutions are the same."""
+    zones = [*ZONES[:3], "America/St_Johns", "America/Santiago", "Pacific/Auckland"]
+    systems = [system(vendor, n) | {"zone": zone} for n, zone in enumerate(zones) for vendor in ("solaredge", "enphase")]
+    budget = {"perMinute": 10_000, "perMonth": 1_000_000}
+    w = world(systems, epoch("2026-12-20T12:00:00Z"), "--generous", every="1d", budget=budget)
+    w.settle()
+    date = lambda zone, day: datetime.datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo(zone)) + datetime.timedelta(days=day)
+    length = lambda zone, day: date(zone, day + 1).timestamp() - date(zone, day).timestamp()
+    changes = {zone: [day for day in range(360) if length(zone, day) != DAY] for zone in zones}
+    assert all(len(days) == 2 for days in changes.values()), changes
+    for change in range(2):
+        for one in systems:
+            day = changes[one["zone"]][change]
+            begin, end = date(one["zone"], day - 1), date(one["zone"], day + 2)
+            job = w.server.post(f"/api/energy-sources/{w.sources[one['id']]}/backfill", json={"from": begin.isoformat(), "to": end.isoformat()})
+            assert job.status_code == 200, job.text
+        wait_until(lambda: all(job["state"] == "done" for job in w.server.get("/api/jobs").json()), "the history")
+    for one in systems:
+        for day in changes[one["zone"]]:
+            begin, end = date(one["zone"], day), date(one["zone"], day + 1)
+            w.compare(begin.timestamp() - DAY, end.timestamp() + DAY, only=one["id"])
+            quarters = int(length(one["zone"], day)) // QUARTER
+            assert quarters in (92, 94, 98, 100)
+            span = {"entityId": w.sources[one["id"]], "metric": "energy", "from": begin.isoformat(), "to": end.isoformat(), "tz": one["zone"]}
+            sums = []
+            for bucket, each in [("1d", quarters), ("1h", 4), ("30min", 2), ("15min", 1)]:
+                rows = w.server.get("/api/rollup", params=span | {"bucket": bucket, "fill": "null"}).json()
+                # Where the offset is no whole hour, the first and the last hour of a day are parts.
+                assert len({r["bucketStart"] for r in rows}) == len(rows) and len(rows) - quarters // each in (0, 1), (one, bucket, len(rows))
+                sums.append(sum(r["value"] or 0 for r in rows))
+            assert sums[1:] == pytest.approx(sums[:1] * 3) and sums[0] > 1, sums
+            # The vendor's own total of that local day is the same.
+            total = w.server.sql("SELECT value FROM measurements WHERE entity_id = $1 AND metric = 'day_energy' AND timestamp = $2::TIMESTAMPTZ",
+                                 params=[w.sources[one["id"]], begin.isoformat()])
+            assert [row["value"] for row in total] == pytest.approx(sums[:1]), (one, day)
 
 
 def test_a_users_path(world):
@@ -513,7 +558,8 @@ def test_pages_programs_and_ways_to_be_known(start, device):
                "with": {"names": "/names"}, "jq": """
                    .names as $names | .answer[].items[]
                    | {metric: $names[.kind], time: .at, value: .v, unit: "W", quality: (if .ok then "good" else "estimated" end)}"""}
-    metadata = {"useAPI": True, "apiProvider": "http_json", "baseUrl": device, "local": True, "updateFrequency": "1d", "requests": [request]}
+    metadata = {"useAPI": True, "apiProvider": "http_json", "baseUrl": device, "local": True, "updateFrequency": "1d", "requests": [request],
+                "budget": {"perMinute": 10_000, "perMonth": 1_000_000}}
     body = {"site": {"name": "home"}, "meters": [{"name": "grid", "category": "CONS", "sources": [
         {"name": "list", "sourceType": "grid", "metadata": metadata}]}]}
     now = int(time.time()) - 3600

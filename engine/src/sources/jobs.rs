@@ -62,7 +62,7 @@ impl Sources {
     pub async fn plan_backfill(&self, id: EntityId, from: Timestamp, to: Timestamp) -> Result<BackfillPlan> {
         self.reconcile().await?;
         let source = self.known(id)?;
-        let work = source.work.lock().await;
+        let work = self.work(&source).await;
         let Some(work) = work.as_ref() else { return Err(self.obstacle(&source)) };
         let now = self.now();
         let streams = work.streams();

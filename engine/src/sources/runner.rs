@@ -162,7 +162,9 @@ impl Sources {
             let mut known = self.0.known.lock();
             known.sources.retain(|id, _| wanted.contains(id));
             for source in &fresh {
-                known.sources.insert(source.id, Arc::clone(source));
+                let before = known.sources.insert(source.id, Arc::clone(source));
+                *source.before.lock() =
+                    before.filter(|before| before.glance.lock().is_busy || before.before.lock().is_some());
             }
             known.fleet = Some(fleet);
         }
@@ -273,6 +275,7 @@ impl Sources {
             is_noting: AtomicBool::new(false),
             has_new_job: AtomicBool::new(false),
             work: TurnMutex::new(work),
+            before: Mutex::new(None),
             glance: Mutex::new(glance),
             listener: Mutex::new(None),
         })
@@ -310,8 +313,24 @@ impl Sources {
         }))
     }
 
-    pub(super) async fn turn(&self, source: &Source) {
+    /// The work of a source, when nobody else is at it.
+    pub(super) async fn work<'a>(&self, source: &'a Source) -> tokio::sync::MutexGuard<'a, Option<Work>> {
         let mut work = source.work.lock().await;
+        let mut before = source.before.lock().take();
+        let is_changed = before.is_some();
+        // A last turn goes on as the source was before; what that read is not read again.
+        while let Some(ending) = before {
+            drop(ending.work.lock().await);
+            before = ending.before.lock().take();
+        }
+        if is_changed && let (Some(work), Ok(states)) = (work.as_mut(), self.engine().progress().await) {
+            work.take_up_cursors(&states, self.now());
+        }
+        work
+    }
+
+    pub(super) async fn turn(&self, source: &Source) {
+        let mut work = self.work(source).await;
         let Some(work) = work.as_mut() else { return };
         if source.has_new_job.swap(false, Ordering::AcqRel) && work.backfill.is_none() {
             let states = self.engine().progress().await;

@@ -168,7 +168,7 @@ impl Sources {
         self.reconcile().await?;
         let source = self.known(id)?;
         {
-            let mut work = source.work.lock().await;
+            let mut work = self.work(&source).await;
             let Some(work) = work.as_mut() else { return Err(self.obstacle(&source)) };
             (work.poll_at, work.is_wanted) = (self.now(), true);
             let next = work.turn(&self.0.asker).await;
@@ -214,7 +214,7 @@ impl Sources {
     ) -> Result<Vec<DryRun>> {
         self.reconcile().await?;
         let source = self.known(id)?;
-        let work = source.work.lock().await;
+        let work = self.work(&source).await;
         let Some(work) = work.as_ref() else { return Err(self.obstacle(&source)) };
         let settings = &work.settings;
         let named = |known: &&connector::Stream| stream.map_or(known.is_polled, |name| name == known.name);
@@ -288,7 +288,7 @@ impl Sources {
     pub async fn replay(&self, id: EntityId, from: Timestamp, to: Timestamp) -> Result<Replayed> {
         self.reconcile().await?;
         let source = self.known(id)?;
-        let work = source.work.lock().await;
+        let work = self.work(&source).await;
         let Some(work) = work.as_ref() else { return Err(self.obstacle(&source)) };
         let settings = &work.settings;
         let mut replayed = Replayed::default();

@@ -73,16 +73,10 @@ impl Work {
     /// Takes a source up where the last process left it.
     pub(crate) fn new(settings: Arc<SourceSettings>, states: &BTreeMap<String, String>, now: i64) -> Self {
         let streams = settings.connector.streams();
-        let cursor = |stream: &Stream| {
-            let kept = states.get(&cursor_key(settings.id, stream.name));
-            let kept = kept.and_then(|text| serde_json::from_str(text).ok());
-            (stream.name, kept.unwrap_or_else(|| Cursor::first(stream, now)))
-        };
-        let cursors = streams.iter().map(cursor).collect();
-        Self {
+        let mut work = Self {
             settings,
             streams,
-            cursors,
+            cursors: BTreeMap::new(),
             poll_at: now,
             is_wanted: false,
             done: Vec::new(),
@@ -95,7 +89,19 @@ impl Work {
             readings: 0,
             refused: 0,
             last_success: None,
-        }
+        };
+        work.take_up_cursors(states, now);
+        work
+    }
+
+    /// Reads how far streams were read.
+    pub(crate) fn take_up_cursors(&mut self, states: &BTreeMap<String, String>, now: i64) {
+        let cursor = |stream: &Stream| {
+            let kept = states.get(&cursor_key(self.settings.id, stream.name));
+            let kept = kept.and_then(|text| serde_json::from_str(text).ok());
+            (stream.name, kept.unwrap_or_else(|| Cursor::first(stream, now)))
+        };
+        self.cursors = self.streams.iter().map(cursor).collect();
     }
 
     /// Does what is due; answers when the next turn is.
