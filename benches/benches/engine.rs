@@ -65,6 +65,7 @@ impl Bench {
             mapping: None,
             allowed_sites: Vec::new(),
             is_dry_run,
+            errors_max: wattlake_engine::ERRORS_REPORTED_MAX,
         };
         let report = self.runtime.block_on(self.ingest.ingest(request)).unwrap();
         assert_eq!(report.rejected, 0, "{:?}", report.errors);

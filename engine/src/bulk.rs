@@ -169,11 +169,7 @@ impl BulkImport {
     /// # Cancel safety
     /// Whoever stops waiting leaves it to its end.
     pub async fn finish(mut self) -> Result<BulkReport> {
-        self.finish_sorting().await?;
-        if !self.pending.is_empty() {
-            let (blocks, series) = (self.take_pending(), Arc::clone(&self.engine.versions().series));
-            self.runs.push(background::run("import-sort", move || Run::sort(&blocks, &series)).await?);
-        }
+        self.finish_runs().await?;
         if self.runs.is_empty() {
             return Ok(BulkReport::default());
         }
@@ -188,6 +184,35 @@ impl BulkImport {
         })
         .await
         .map_err(|error| Error::internal(format!("the import panicked: {error}")))?
+    }
+}
+
+impl BulkImport {
+    /// Sorts what was not sorted yet.
+    async fn finish_runs(&mut self) -> Result<()> {
+        self.finish_sorting().await?;
+        if !self.pending.is_empty() {
+            let (blocks, series) = (self.take_pending(), Arc::clone(&self.engine.versions().series));
+            self.runs.push(background::run("import-sort", move || Run::sort(&blocks, &series)).await?);
+        }
+        Ok(())
+    }
+
+    /// Answers what [`BulkImport::finish`] would, and stores nothing.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn preview(mut self) -> Result<BulkReport> {
+        self.finish_runs().await?;
+        if self.runs.is_empty() {
+            return Ok(BulkReport::default());
+        }
+        self.engine.flush().await?;
+        let months = Arc::new(Month::of_runs(&self.runs));
+        let base = Arc::clone(&self.engine.versions().current().manifest);
+        let built = build(&self.engine, &months, &base).await?;
+        built.discard(self.engine.storage()).await;
+        Ok(built.report)
     }
 }
 
@@ -307,6 +332,16 @@ struct Built {
     report: BulkReport,
 }
 
+impl Built {
+    /// Deletes the files that are not needed. What stays of them is swept one day.
+    async fn discard(&self, storage: &Storage) {
+        let data = self.new_files.iter().chain(&self.changes.new_files).map(|file| &file.stored);
+        for stored in data.chain(self.changes.new_deletes.iter().map(|file| &file.stored)) {
+            let _ = storage.delete(&Storage::object_path(stored)).await;
+        }
+    }
+}
+
 async fn commit(
     engine: &Arc<Engine>,
     months: &Arc<Vec<Month>>,
@@ -322,9 +357,7 @@ async fn commit(
         }
         let current = Arc::clone(&versions.current().manifest);
         if has_conflict(&base, &current, months, &built.inputs) {
-            for file in built.new_files.iter().chain(&built.changes.new_files) {
-                let _ = engine.storage().delete(&Storage::object_path(&file.stored)).await;
-            }
+            built.discard(engine.storage()).await;
             continue;
         }
         let Built { mut new_files, changes, report, .. } = built;

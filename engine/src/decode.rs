@@ -11,6 +11,7 @@ mod time;
 
 use std::str::FromStr;
 
+pub(crate) use body::decompressed;
 pub use body::{ContentEncoding, decompress};
 pub use parts::{Part, Parts};
 pub use time::{TimePrecision, parse_timestamp};
@@ -32,6 +33,18 @@ pub enum BodyFormat {
 }
 
 impl BodyFormat {
+    /// The word that names it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::NdJson => "ndjson",
+            Self::Csv => "csv",
+            Self::ArrowStream => "arrow",
+            Self::Parquet => "parquet",
+            Self::LineProtocol => "line-protocol",
+        }
+    }
+
     /// The format that a Content-Type names; parameters such as `charset` are ignored.
     ///
     /// # Errors

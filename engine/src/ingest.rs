@@ -6,14 +6,19 @@ mod line_cache;
 mod mapping;
 mod register;
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Instant,
+};
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use parking_lot::Mutex as SyncMutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use wattlake_catalog::SiteId;
+use wattlake_catalog::{EntityId, SiteId};
 
 pub(crate) use collector::{Collector, Context, RawReading, SeriesName, SeriesSlot, parse_quality};
 pub(crate) use line_cache::{KnownLines, LearnedLine, LineCache, LineSeriesCache};
@@ -21,11 +26,11 @@ pub use mapping::{TableMapping, ValueColumn};
 
 use crate::{
     BodyFormat, BulkImport, Engine, Error, Result, TimePrecision, batch::Readings, decode,
-    engine::PreparedWrite,
+    engine::PreparedWrite, series::ChannelId,
 };
 
-/// Errors reported in full; further ones are only counted.
-const ERRORS_REPORTED_MAX: usize = 100;
+/// Errors reported in full unless a request says otherwise.
+pub const ERRORS_REPORTED_MAX: usize = 100;
 
 /// A body of readings with everything that its sender said about it.
 #[derive(Clone, Debug)]
@@ -44,6 +49,8 @@ pub struct IngestRequest {
     pub allowed_sites: Vec<SiteId>,
     /// Check everything, store and register nothing.
     pub is_dry_run: bool,
+    /// Errors that are reported in full; further ones are only counted.
+    pub errors_max: usize,
 }
 
 /// Line protocol of at most so many bytes is decoded where it was received: handing it to another thread would take as long.
@@ -86,6 +93,9 @@ pub struct IngestReport {
     /// Meters registered because nobody knew them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub registered: u64,
+    /// Of a dry run: entities that would be registered, with ids of their own that mean nothing elsewhere.
+    #[serde(skip)]
+    pub unknown: Vec<(EntityId, String)>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
@@ -139,7 +149,7 @@ impl Ingest {
             ..BULK_ROWS_MIN => Write::Prepared(engine.prepare(readings)),
             _ => Write::Bulk(readings),
         };
-        let (write, report) = self.decode(request, make).await?;
+        let (write, report) = self.decode(request, false, make).await?;
         match write {
             None => {}
             Some(Write::Prepared(write)) => self.engine.write_prepared(write).await?,
@@ -153,12 +163,13 @@ impl Ingest {
         Ok(report)
     }
 
-    /// Decodes a part of a bulk import, which [`Ingest::push`] then takes. Several parts may be decoded at once.
+    /// Decodes a part of a bulk import, which [`Ingest::push`] then takes. Several parts may be decoded at once. A dry run has readings as
+    /// well, for [`BulkImport::preview`].
     ///
     /// # Errors
     /// As [`Ingest::ingest`].
     pub async fn decode_part(&self, request: IngestRequest) -> Result<(DecodedPart, IngestReport)> {
-        let (readings, report) = self.decode(request, |_, readings| readings).await?;
+        let (readings, report) = self.decode(request, true, |_, readings| readings).await?;
         Ok((DecodedPart(readings), report))
     }
 
@@ -177,19 +188,21 @@ impl Ingest {
     async fn decode<T: Send + 'static>(
         &self,
         request: IngestRequest,
+        is_part: bool,
         make: impl Fn(&Engine, Readings) -> T + Clone + Send + 'static,
     ) -> Result<(Option<T>, IngestReport)> {
         let context = Context::new(&self.engine, &request);
         let (is_atomic, is_dry_run) = (request.is_atomic, request.is_dry_run);
+        let is_made = is_part || !is_dry_run;
         let site = request.site.clone();
         let (engine, make_complete) = (Arc::clone(&self.engine), make.clone());
         let is_short = request.is_short();
         let work = move || {
-            let mut collector = Collector::new(context);
+            let mut collector = Collector::new(context).with_errors(request.errors_max);
             decode::decode(&request, &mut collector)?;
             let is_complete = is_dry_run || !collector.has_unknown();
             Ok::<_, Error>(if is_complete {
-                Decoded::Complete(finish(&engine, collector, is_atomic, is_dry_run, make_complete))
+                Decoded::Complete(finish(&engine, collector, is_atomic, is_made, make_complete))
             } else {
                 Decoded::Unknown(Box::new(collector))
             })
@@ -208,7 +221,7 @@ impl Ingest {
             }
             Decoded::Unknown(mut collector) => {
                 let registered = self.register(&mut collector, &site).await?;
-                let (made, mut report) = finish(&self.engine, *collector, is_atomic, is_dry_run, make);
+                let (made, mut report) = finish(&self.engine, *collector, is_atomic, is_made, make);
                 report.registered = registered;
                 (made, report)
             }
@@ -227,6 +240,45 @@ const BULK_ROWS_MIN: usize = 500_000;
 #[derive(Debug)]
 pub struct DecodedPart(Option<Readings>);
 
+impl DecodedPart {
+    /// Adds what there is of each series: readings, and the times of the first and the last one.
+    pub fn count_series(&self, engine: &Engine, counts: &mut BTreeMap<(EntityId, String), SeriesCount>) {
+        let Some(readings) = &self.0 else { return };
+        let mut by_channel: HashMap<ChannelId, SeriesCount> = HashMap::new();
+        for (channel, ts) in readings.channel.iter().zip(&readings.ts) {
+            by_channel.entry(*channel).or_default().add(SeriesCount { rows: 1, first: *ts, last: *ts });
+        }
+        for (channel, count) in by_channel {
+            let key = {
+                let interned = engine.series().read();
+                Arc::clone(interned.key(interned.channel(channel).series))
+            };
+            counts.entry((key.entity, key.metric.to_string())).or_default().add(count);
+        }
+    }
+}
+
+/// What an import has of a series. Times in microseconds since 1970 UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SeriesCount {
+    pub rows: u64,
+    pub first: i64,
+    pub last: i64,
+}
+
+impl SeriesCount {
+    /// Takes others of the same series in.
+    pub fn add(&mut self, other: Self) {
+        if self.rows == 0 {
+            *self = other;
+            return;
+        }
+        self.rows += other.rows;
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+    }
+}
+
 /// How rows are stored.
 enum Write {
     Prepared(PreparedWrite),
@@ -244,7 +296,7 @@ fn finish<T>(
     engine: &Engine,
     collector: Collector,
     is_atomic: bool,
-    is_dry_run: bool,
+    is_made: bool,
     make: impl Fn(&Engine, Readings) -> T,
 ) -> (Option<T>, IngestReport) {
     if is_atomic && collector.rejected() > 0 {
@@ -255,6 +307,6 @@ fn finish<T>(
         report.accepted = 0;
         return (None, report);
     }
-    let made = (!is_dry_run && !readings.is_empty()).then(|| make(engine, readings));
+    let made = (is_made && !readings.is_empty()).then(|| make(engine, readings));
     (made, report)
 }

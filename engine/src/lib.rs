@@ -19,6 +19,7 @@ mod decode;
 mod delta;
 mod engine;
 mod error;
+mod files;
 mod flush;
 mod ingest;
 mod journal;
@@ -57,8 +58,12 @@ pub use decode::{BodyFormat, ContentEncoding, Part, Parts, TimePrecision, decomp
 pub use delta::DeltaReport;
 pub use engine::{Engine, EngineStatus};
 pub use error::{Error, ErrorKind, Result};
+pub use files::{
+    DstPolicy, FileFormat, FileOptions, FoundFile, Profile, RefusedLine, find_files, parse_zone,
+};
 pub use ingest::{
-    Body, DecodedPart, Ingest, IngestReport, IngestRequest, RowError, TableMapping, ValueColumn,
+    Body, DecodedPart, ERRORS_REPORTED_MAX, Ingest, IngestReport, IngestRequest, RowError, SeriesCount,
+    TableMapping, ValueColumn,
 };
 pub use latest::LatestReading;
 pub use maintenance::{MaintenanceOptions, MaintenanceReport};

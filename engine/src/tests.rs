@@ -107,6 +107,7 @@ fn request(format: BodyFormat, body: impl Into<Bytes>) -> IngestRequest {
         mapping: None,
         allowed_sites: Vec::new(),
         is_dry_run: false,
+        errors_max: ERRORS_REPORTED_MAX,
     }
 }
 

@@ -39,6 +39,7 @@ use wattlake_engine::{Engine, Ingest, Sources};
 pub(crate) use auth::presented_token;
 pub(crate) use discovery::{Question, discover};
 pub(crate) use encode::{Encoder, OutputFormat};
+pub(crate) use import::{PartReport, PartSeries};
 pub(crate) use routes::router;
 
 use crate::{access::Gate, query::QueryService};

@@ -151,7 +151,7 @@ def test_import_of_other_formats(server, tmp_path):
     (m,) = site["meterIds"]
     (tmp_path / "a.lp").write_text(f"power,entity_id={m} value=1 1767225600000000000\nbroken\n")
     done = server.cli("import", str(tmp_path / "a.lp"), check=False)
-    assert done.returncode == 1 and "1 readings stored, 1 refused" in done.stdout and "row 2" in done.stderr
+    assert done.returncode == 1 and "1 readings stored, 1 refused" in done.stdout and "line 2" in done.stderr
     (tmp_path / "b.ndjson").write_bytes(gzip.compress(json.dumps(
         {"entityId": m, "timestamp": "2026-01-01T01:00:00Z", "metric": "power", "value": 2}).encode()))
     server.cli("import", str(tmp_path / "b.ndjson"))

@@ -72,7 +72,7 @@ fn too_large(limit: usize) -> Error {
 ///
 /// # Errors
 /// When the first bytes cannot be read.
-pub(super) fn decompressed(source: impl Read + Send + 'static) -> std::io::Result<Box<dyn Read + Send>> {
+pub(crate) fn decompressed(source: impl Read + Send + 'static) -> std::io::Result<Box<dyn Read + Send>> {
     let mut reader = BufReader::with_capacity(1 << 20, source);
     Ok(match reader.fill_buf()? {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),

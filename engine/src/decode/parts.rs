@@ -7,14 +7,19 @@
 mod table;
 mod text;
 
-use std::{fs::File, io::Read};
+use std::{
+    fs::File,
+    io::{BufReader, Read},
+};
 
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 
 use self::{table::TableParts, text::TextParts};
+use super::body::decompressed;
 use crate::{
-    BodyFormat, Error, Result,
+    BodyFormat, Error, FileFormat, FileOptions, RefusedLine, Result,
+    files::{AnnotatedCsv, Dump, FileReader},
     ingest::{Body, TableMapping},
 };
 
@@ -25,6 +30,10 @@ pub struct Part {
     pub format: BodyFormat,
     /// Index of the first row in the file; for line protocol of the first line.
     pub first_row: u64,
+    /// The line of each row, where rows are not counted.
+    pub lines: Option<Vec<u64>>,
+    /// Lines before it that hold no readings.
+    pub refused: Vec<RefusedLine>,
 }
 
 impl Part {
@@ -55,6 +64,7 @@ pub struct Parts {
 enum Source {
     Text(TextParts),
     Table(TableParts),
+    File(Box<FileReader>),
 }
 
 impl Parts {
@@ -79,10 +89,40 @@ impl Parts {
         TableParts::new(file, mapping).map(|parts| Source::Table(parts).into())
     }
 
+    /// A file of a vendor or utility, or any other one, also gzip or zstd.
+    ///
+    /// # Errors
+    /// When the first bytes cannot be read, it is not of the format, or lacks what only the user knows.
+    pub fn of_file(
+        source: impl Read + Send + 'static,
+        format: FileFormat,
+        options: &FileOptions,
+        mapping: Option<&TableMapping>,
+        bytes_max: usize,
+    ) -> Result<Self> {
+        let unreadable = |error: std::io::Error| Error::invalid(format!("cannot be read: {error}"));
+        match format {
+            FileFormat::Body(BodyFormat::LineProtocol) => {
+                let dump = Dump::new(BufReader::new(decompressed(source).map_err(unreadable)?));
+                Self::of_text(dump, BodyFormat::LineProtocol, mapping, bytes_max)
+            }
+            FileFormat::AnnotatedCsv => {
+                let lines = AnnotatedCsv::new(BufReader::new(decompressed(source).map_err(unreadable)?));
+                Self::of_text(lines, BodyFormat::LineProtocol, mapping, bytes_max)
+            }
+            FileFormat::Body(format) => Self::of_text(source, format, mapping, bytes_max),
+            format => {
+                let source = BufReader::with_capacity(1 << 20, decompressed(source).map_err(unreadable)?);
+                let reader = FileReader::new(source, format, options)?;
+                Ok(Source::File(Box::new(reader)).into())
+            }
+        }
+    }
+
     /// Rows of the whole file, where it says so.
     pub fn rows(&self) -> Option<u64> {
         match &self.source {
-            Source::Text(_) => None,
+            Source::Text(_) | Source::File(_) => None,
             Source::Table(parts) => Some(parts.rows()),
         }
     }
@@ -98,6 +138,7 @@ impl Iterator for Parts {
         let part = match &mut self.source {
             Source::Text(parts) => parts.next(),
             Source::Table(parts) => parts.next(),
+            Source::File(reader) => next_of_file(reader),
         };
         self.is_failed = part.is_err();
         part.transpose()
@@ -108,6 +149,18 @@ impl From<Source> for Parts {
     fn from(source: Source) -> Self {
         Self { source, is_failed: false }
     }
+}
+
+fn next_of_file(reader: &mut FileReader) -> Result<Option<Part>> {
+    let Some(rows) = reader.next()? else { return Ok(None) };
+    let (batch, lines, refused) = rows.take()?;
+    Ok(Some(Part {
+        body: Body::Table(batch),
+        format: BodyFormat::ArrowStream,
+        first_row: 0,
+        lines: Some(lines),
+        refused,
+    }))
 }
 
 fn no_cut(what: &str) -> Error {

@@ -124,6 +124,7 @@ pub(super) fn decode_batch(
     batch: &RecordBatch,
     collector: &mut Collector,
 ) -> Result<()> {
+    collector.take_hints(batch.schema_ref().metadata());
     TableDecoder::new(request)?.decode(batch, collector)
 }
 
@@ -134,6 +135,7 @@ pub(super) fn decode_arrow(request: &IngestRequest, body: &Bytes, collector: &mu
     let malformed = |error| Error::invalid(format!("the body is not an Arrow IPC stream: {error}"));
     let reader = StreamReader::try_new(Cursor::new(&body[..]), None).map_err(malformed)?;
     let mut table = TableDecoder::new(request)?;
+    collector.take_hints(reader.schema().metadata());
     for batch in reader {
         table.decode(&batch.map_err(malformed)?, collector)?;
     }

@@ -1,6 +1,6 @@
 //! [`Collector`]: takes decoded rows one by one and builds the columns of a batch.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ahash::{HashMap, HashMapExt};
 use hashbrown::HashTable;
@@ -11,6 +11,7 @@ use super::{ERRORS_REPORTED_MAX, IngestReport, IngestRequest, RowError};
 use crate::{
     BatchSeries, Conversion, Engine, MetricRegistry,
     batch::Readings,
+    files::{HINTS, MeterHint},
     series::{ChannelId, SeriesTable, UNITS_MAX},
 };
 
@@ -156,6 +157,9 @@ pub(crate) struct Collector {
     hasher: ahash::RandomState,
     /// Channels may be local codes until [`Collector::finish`].
     rows: Readings,
+    /// What a file tells of meters that may have to be registered, by their names.
+    pub(super) hints: BTreeMap<String, MeterHint>,
+    errors_max: usize,
     /// Row and row number in the request of those whose entity is not known yet.
     unknown_rows: Vec<(u32, u64)>,
     report: IngestReport,
@@ -175,9 +179,23 @@ impl Collector {
             last_named: 0,
             hasher: ahash::RandomState::new(),
             rows,
+            hints: BTreeMap::new(),
+            errors_max: ERRORS_REPORTED_MAX,
             unknown_rows: Vec::new(),
             report: IngestReport::default(),
         }
+    }
+
+    /// Reports so many errors in full.
+    pub(super) fn with_errors(mut self, errors_max: usize) -> Self {
+        self.errors_max = errors_max;
+        self
+    }
+
+    /// Takes over what the schema of a table tells of meters.
+    pub(crate) fn take_hints(&mut self, metadata: &std::collections::HashMap<String, String>) {
+        let hints = metadata.get(HINTS).and_then(|text| serde_json::from_str::<BTreeMap<_, _>>(text).ok());
+        self.hints.extend(hints.into_iter().flatten());
     }
 
     /// Makes room for about this many rows.
@@ -191,7 +209,7 @@ impl Collector {
     /// Reports a bad row.
     pub(crate) fn refuse(&mut self, row: u64, kind: &'static str, message: impl Into<String>) {
         self.report.rejected += 1;
-        if self.report.errors.len() < ERRORS_REPORTED_MAX {
+        if self.report.errors.len() < self.errors_max {
             self.report.errors.push(RowError { row, kind: kind.into(), message: message.into() });
         }
     }
@@ -462,6 +480,15 @@ impl Collector {
         if !refused.is_empty() {
             rows = without(rows, &refused);
         }
+        let mut unknown = Vec::new();
+        for slot in &mut self.slots {
+            if let Slot::Unknown(entity) = slot {
+                // Of a dry run: an id that other parts of the same import give it as well.
+                let id = EntityId(uuid::Uuid::new_v5(&uuid::Uuid::nil(), entity.name.as_bytes()));
+                unknown.push((id, entity.name.clone()));
+                *slot = Slot::Known(id, EntityType::Meter);
+            }
+        }
         let nobody = (EntityId(uuid::Uuid::nil()), EntityType::Meter);
         let table: Vec<_> = std::mem::take(&mut self.series)
             .into_iter()
@@ -482,6 +509,7 @@ impl Collector {
             }
         }
         self.report.accepted = rows.len() as u64;
+        self.report.unknown = unknown;
         (rows, self.report)
     }
 }

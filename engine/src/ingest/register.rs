@@ -9,7 +9,7 @@ use super::{
     Collector, Ingest,
     collector::{Slot, Unknown},
 };
-use crate::Result;
+use crate::{Result, files::MeterHint};
 
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -49,7 +49,8 @@ impl Ingest {
                 Some(id) => id,
                 None => *site_id.insert(self.find_or_create_site(site).await?),
             };
-            let draft = draft(unknown, site_id);
+            let hint = unknown.external_id.as_ref().and_then(|name| collector.hints.get(name)).copied();
+            let draft = draft(unknown, hint, site_id);
             registered.push((index, draft.id));
             drafts.push(draft);
         }
@@ -104,7 +105,7 @@ impl Ingest {
     }
 }
 
-fn draft(unknown: &Unknown, site_id: SiteId) -> MeterDraft {
+fn draft(unknown: &Unknown, hint: Option<MeterHint>, site_id: SiteId) -> MeterDraft {
     let mut metadata = serde_json::Map::new();
     metadata.insert("autoRegistered".into(), json!(true));
     if let Some(external_id) = &unknown.external_id {
@@ -115,8 +116,8 @@ fn draft(unknown: &Unknown, site_id: SiteId) -> MeterDraft {
         site_id,
         parent_meter_id: None,
         name: unknown.name.clone(),
-        category: Category::Cons,
-        reading_frequency: ReadingFrequency::Min15,
+        category: hint.map_or(Category::Cons, |hint| hint.category),
+        reading_frequency: hint.and_then(|hint| hint.reading_frequency).unwrap_or(ReadingFrequency::Min15),
         capacity: None,
         description: None,
         metadata,

@@ -1,40 +1,52 @@
 //! `wattlake import`: files in parts, straight into the data directory in one commit, or through the server that holds it.
 
-use std::{
-    collections::VecDeque,
-    io::IsTerminal,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod plan;
+mod reading;
+mod report;
+
+use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use serde::Deserialize;
 use serde_json::json;
-use wattlake_engine::{
-    BodyFormat, BulkImport, BulkReport, Ingest, IngestReport, IngestRequest, Part, Parts, TableMapping,
-    TimePrecision,
-};
+use wattlake_engine::{BulkImport, BulkReport, Engine, Ingest, IngestRequest, Part};
 
+use self::{
+    plan::{Plan, Planned},
+    reading::Reading,
+    report::Report,
+};
 use super::{
     Common, Failure, logging,
     remote::{Remote, RemoteArgs},
 };
-use crate::server;
+use crate::{
+    http::{PartReport, PartSeries},
+    server,
+};
 
-/// Errors printed in full.
-const ERRORS_SHOWN: usize = 10;
 /// How often a full memtable or a busy server is waited for.
 const RETRIES_MAX: u32 = 600;
+/// Parts that are decoded side by side.
+const PARTS_AT_ONCE: usize = 2;
+/// Bytes of text in one part of a local import.
+const LOCAL_PART_BYTES: usize = 8 << 20;
+/// Refused rows of a part that are told one by one, where somebody wants all of them.
+const ERRORS_OF_PART: usize = 100_000;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  wattlake import readings.csv
-  wattlake import meters.csv.gz --map mapping.toml --dry-run
-  wattlake import dump.lp --format line-protocol --site plant-north
+#[command(
+    after_help = "Formats are found out by content. Files of vendors and utilities: NEM12 and NEM13, Green Button (ESPI),
+InfluxDB line protocol and annotated CSV, SolarEdge JSON, CSV of Enphase, SMA, Shelly, Fluvius,
+Ameren, DSMR-reader, HomeWizard, NISC, Chronograf. Our own: CSV, NDJSON, Parquet. All also as gzip or
+zstd, in zip, tar and folders.
 
-A mapping file names the columns of a foreign table:
+Examples:
+  wattlake import readings.csv
+  wattlake import exports/ --time-zone Europe/Berlin --site Bakery --dry-run
+  wattlake import nem12.zip --rejects refused.csv
+  wattlake import meters.csv.gz --map mapping.toml
+
+A mapping file names the columns of a foreign table (docs/importing.md tells of more):
   site = \"Households\"                  # where unknown entities are registered
   timestamp = \"reading_datetime\"
   time_zone = \"Australia/Brisbane\"     # of times without an offset
@@ -42,24 +54,40 @@ A mapping file names the columns of a foreign table:
   [[values]]
   column = \"general_supply_kwh\"
   metric = \"energy\"
-  unit = \"kWh\"")]
+  unit = \"kWh\""
+)]
 pub(super) struct ImportArgs {
-    /// CSV, NDJSON, line protocol or Parquet, also gzip or zstd
+    /// Files, folders, archives, or patterns such as 'exports/*.csv'
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// csv, ndjson, line-protocol or parquet [default: by the file's name]
+    /// Format or vendor profile [default: found out by content]
     #[arg(long)]
     format: Option<String>,
     /// TOML file with column names, units and time zone
     #[arg(long, value_name = "FILE")]
     map: Option<PathBuf>,
+    /// Zone of local times, for example Europe/Berlin or +10:00
+    #[arg(long, value_name = "ZONE")]
+    time_zone: Option<String>,
+    /// Zone of NEM12 and NEM13, whose standard time holds all year [default: that of the market, +10:00]
+    #[arg(long, value_name = "ZONE")]
+    market_zone: Option<String>,
+    /// Local times that the clock shows twice or not at all: sequence, earlier, later or reject
+    #[arg(long, value_name = "POLICY", default_value = "sequence")]
+    dst: String,
+    /// The meter of files that name none [default: the file's name]
+    #[arg(long, value_name = "NAME")]
+    entity: Option<String>,
     /// Unit of numeric timestamps: s, ms, us or ns
     #[arg(long)]
     precision: Option<String>,
     /// Site on which unknown entities are registered [default: that of the mapping, else the file's name]
     #[arg(long)]
     site: Option<String>,
-    /// Checks every row and stores nothing
+    /// CSV file for refused lines and why
+    #[arg(long, value_name = "FILE")]
+    rejects: Option<PathBuf>,
+    /// Checks every row, compares it with what is stored, and stores nothing
     #[arg(long)]
     dry_run: bool,
     /// The report as JSON
@@ -76,41 +104,11 @@ enum Target {
     Remote(Remote),
 }
 
-/// Parts that are decoded side by side.
-const PARTS_AT_ONCE: usize = 2;
-/// Bytes of text in one part of a local import.
-const LOCAL_PART_BYTES: usize = 8 << 20;
-
-/// One file's options.
-struct Plan {
-    format: BodyFormat,
-    precision: Option<TimePrecision>,
-    mapping: Option<Arc<TableMapping>>,
-    site: String,
-    is_dry_run: bool,
-}
-
 pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure> {
     let settings = common.settings()?;
     logging::init(&settings.log, true)?;
-    let mapping = args.map.as_deref().map(read_mapping).transpose()?;
-    let precision = args.precision.as_deref().map(str::parse).transpose();
-    let precision = precision.map_err(|error: wattlake_engine::Error| Failure::usage(error.message))?;
-    let mut plans = Vec::new();
-    for file in &args.files {
-        let format = match &args.format {
-            Some(name) => {
-                name.parse().map_err(|error: wattlake_engine::Error| Failure::usage(error.message))?
-            }
-            None => format_of(file)?,
-        };
-        let named = args.site.clone().or_else(|| mapping.as_ref().and_then(|m| m.site.clone()));
-        let site = named.unwrap_or_else(|| stem(file));
-        plans.push((
-            file,
-            Plan { format, precision, mapping: mapping.clone(), site, is_dry_run: args.dry_run },
-        ));
-    }
+    let Planned { plans, unknown } = plan::make(&args)?;
+    let mut report = Report::new(&args, unknown)?;
     let target = if args.remote.url.is_some() {
         Target::Remote(Remote::new(&args.remote, &settings)?)
     } else {
@@ -123,179 +121,50 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
             Err(failure) => return Err(failure),
         }
     };
-    let started = Instant::now();
-    let mut total = IngestReport::default();
-    let (stored, outcome) = match target {
-        Target::Local(open, mut bulk) => {
-            let mut outcome = Ok(());
-            for (file, plan) in plans {
-                outcome = import_locally(&open.ingest, &mut bulk, file, &plan, &mut total).await;
-                if outcome.is_err() {
-                    break;
-                }
-            }
-            // All or nothing: a file that breaks off stores none of them.
-            let stored = match outcome {
-                Ok(()) => bulk.finish().await.map(Some).map_err(Failure::from),
-                Err(_) => Ok(None),
-            };
+    match target {
+        Target::Local(open, bulk) => {
+            let stored = run_locally(&open, *bulk, &plans, &args, &mut report).await;
             open.close().await?;
-            (stored?, outcome.map_err(|failure| failure.with("; nothing was stored")))
+            report.stored(stored?);
         }
         Target::Remote(remote) => {
             let body_max = settings.ingest.max_body_bytes.as_usize();
-            // A dry run stores nothing that would have to come together.
-            let path = match args.dry_run {
-                true => "/api/import".to_owned(),
-                false => start_remotely(&remote).await?,
-            };
-            let mut outcome = Ok(());
-            for (file, plan) in plans {
-                outcome = import_remotely(&remote, &path, file, &plan, body_max, &mut total).await;
-                if outcome.is_err() {
-                    break;
-                }
-            }
-            match outcome {
-                Ok(()) if args.dry_run => (None, Ok(())),
-                Ok(()) => {
-                    let finished = remote.ask(remote.post(&format!("{path}/finish"))).await;
-                    let stored = finished.map_err(|failure| {
-                        failure.with("; whether it was stored is not known, importing again changes nothing")
-                    })?;
-                    let n = |name: &str| stored[name].as_u64().unwrap_or(0);
-                    let (corrected, identical) = (n("corrected"), n("identical"));
-                    (
-                        Some(BulkReport { rows: n("new") + corrected + identical, corrected, identical }),
-                        Ok(()),
-                    )
-                }
-                Err(failure) if args.dry_run => (None, Err(failure)),
-                Err(failure) => {
-                    let _ = remote.send(remote.delete(&path)).await;
-                    (None, Err(failure.with("; nothing was stored")))
-                }
-            }
-        }
-    };
-    outcome?;
-    report(&total, stored, &args, started.elapsed());
-    match total.rejected {
-        0 => Ok(()),
-        n => Err(Failure::failed(format!("{n} rows were refused"))),
-    }
-}
-
-fn read_mapping(path: &Path) -> Result<Arc<TableMapping>, Failure> {
-    let usage = |message: String| Failure::usage(format!("mapping {}: {message}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| usage(error.to_string()))?;
-    let mapping = TableMapping::deserialize(
-        toml::Deserializer::parse(&text).map_err(|error| usage(error.to_string()))?,
-    );
-    let mapping = mapping.map_err(|error| usage(error.to_string().trim().to_owned()))?;
-    mapping.check().map_err(|error| usage(error.message))?;
-    Ok(Arc::new(mapping))
-}
-
-/// The file's name without its endings.
-fn stem(file: &Path) -> String {
-    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    name.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or("default").to_owned()
-}
-
-fn format_of(file: &Path) -> Result<BodyFormat, Failure> {
-    let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
-    match name.rsplit_once('.').map(|(_, ending)| ending) {
-        Some("csv") => Ok(BodyFormat::Csv),
-        Some("ndjson" | "jsonl") => Ok(BodyFormat::NdJson),
-        Some("lp" | "line") => Ok(BodyFormat::LineProtocol),
-        Some("parquet") => Ok(BodyFormat::Parquet),
-        _ => Err(Failure::usage(format!(
-            "{}: the ending says nothing of the format; add --format csv, ndjson, line-protocol or parquet",
-            file.display()
-        ))),
-    }
-}
-
-/// A file that is being read in parts.
-struct Reading<'a> {
-    file: &'a Path,
-    bytes: u64,
-    bar: ProgressBar,
-    parts: Option<Parts>,
-}
-
-impl<'a> Reading<'a> {
-    fn open(file: &'a Path, plan: &Plan, part_bytes: usize) -> Result<Self, Failure> {
-        let unreadable =
-            |error: std::io::Error| Failure::io(format!("cannot read {}: {error}", file.display()));
-        let opened = std::fs::File::open(file).map_err(unreadable)?;
-        let bytes = opened.metadata().map_err(unreadable)?.len();
-        let bar = progress(bytes, file);
-        let mapping = plan.mapping.as_deref();
-        let parts = match plan.format {
-            BodyFormat::Parquet => Parts::of_parquet(opened, mapping),
-            // The bar moves with what is read, compressed or not.
-            format => Parts::of_text(bar.wrap_read(opened), format, mapping, part_bytes),
-        };
-        let parts = parts.map_err(|error| named(file, error))?;
-        Ok(Self { file, bytes, bar, parts: Some(parts) })
-    }
-
-    /// The next part. Reading, and the decompression and Parquet decoding that go with it, block.
-    async fn next(&mut self) -> Result<Option<Part>, Failure> {
-        let Some(mut parts) = self.parts.take() else { return Ok(None) };
-        let (back, part) = tokio::task::spawn_blocking(move || {
-            let part = parts.next();
-            (parts, part)
-        })
-        .await
-        .map_err(|error| Failure::failed(format!("reading {} failed: {error}", self.file.display())))?;
-        let rows = back.rows();
-        self.parts = Some(back);
-        let Some(part) = part else { return Ok(None) };
-        let part = part.map_err(|error| named(self.file, error))?;
-        if let Some(rows) = rows {
-            self.bar.set_position(self.bytes * part.first_row / rows.max(1));
-        }
-        Ok(Some(part))
-    }
-
-    /// Adds what became of a part.
-    fn count(&self, report: IngestReport, first_row: u64, total: &mut IngestReport) {
-        total.accepted += report.accepted;
-        total.rejected += report.rejected;
-        total.registered += report.registered;
-        total.skipped_fields += report.skipped_fields;
-        for mut error in report.errors {
-            error.row += first_row;
-            error.message = format!("{}: {}", self.file.display(), error.message);
-            total.errors.push(error);
-        }
-        total.errors.truncate(100);
-        self.bar.set_message(format!("{} readings", total.accepted));
-        if self.bar.is_hidden() {
-            let (accepted, rejected) = (total.accepted, total.rejected);
-            tracing::info!(file = %self.file.display(), accepted, rejected, "importing");
+            let stored = run_remotely(&remote, body_max, &plans, &args, &mut report).await;
+            report.stored(stored?);
         }
     }
+    report.tell(&args)
 }
 
-fn named(file: &Path, error: wattlake_engine::Error) -> Failure {
-    let message = format!("{}: {}", file.display(), error.message);
-    Failure::from(wattlake_engine::Error::new(error.kind, message))
+/// What is said of an import that broke off.
+fn nothing_stored(args: &ImportArgs) -> &'static str {
+    if args.dry_run { "" } else { "; nothing was stored" }
+}
+
+/// All or nothing: a file that breaks off stores none of them.
+async fn run_locally(
+    open: &server::Open,
+    mut bulk: BulkImport,
+    plans: &[Plan],
+    args: &ImportArgs,
+    report: &mut Report,
+) -> Result<BulkReport, Failure> {
+    for plan in plans {
+        let imported = import_locally(&open.ingest, &open.engine, &mut bulk, plan, report).await;
+        imported.map_err(|failure| failure.with(nothing_stored(args)))?;
+    }
+    Ok(if args.dry_run { bulk.preview().await? } else { bulk.finish().await? })
 }
 
 /// Decodes parts side by side and takes them in the order of the file.
 async fn import_locally(
     ingest: &Ingest,
+    engine: &Engine,
     bulk: &mut BulkImport,
-    file: &Path,
     plan: &Plan,
-    total: &mut IngestReport,
+    report: &mut Report,
 ) -> Result<(), Failure> {
-    let mut reading = Reading::open(file, plan, LOCAL_PART_BYTES)?;
+    let mut reading = Reading::open(plan, LOCAL_PART_BYTES)?;
     let mut decoding = VecDeque::new();
     loop {
         while decoding.len() < PARTS_AT_ONCE
@@ -303,21 +172,49 @@ async fn import_locally(
         {
             let (ingest, request) = (ingest.clone(), request(plan, &part));
             let decoded = tokio::spawn(async move { ingest.decode_part(request).await });
-            decoding.push_back((part.first_row, decoded));
+            decoding.push_back((part, decoded));
         }
-        let Some((first_row, decoded)) = decoding.pop_front() else { break };
+        let Some((part, decoded)) = decoding.pop_front() else { break };
         let decoded = decoded.await.map_err(|error| Failure::failed(format!("decoding failed: {error}")))?;
-        let (part, report) = decoded.map_err(|error| named(file, error))?;
-        ingest.push(bulk, part).await?;
-        reading.count(report, first_row, total);
+        let (readings, of_part) = decoded.map_err(|error| plan.named(error))?;
+        let series = PartSeries::of(&readings, &of_part, engine);
+        ingest.push(bulk, readings).await?;
+        report.count(plan, &part, PartReport { report: of_part, series })?;
+        reading.show(report);
     }
-    reading.bar.finish();
+    reading.finish();
     Ok(())
 }
 
+/// The same through a server, which compares and stores at the end.
+async fn run_remotely(
+    remote: &Remote,
+    body_max: usize,
+    plans: &[Plan],
+    args: &ImportArgs,
+    report: &mut Report,
+) -> Result<BulkReport, Failure> {
+    let path = start_remotely(remote, args.dry_run).await?;
+    for plan in plans {
+        if let Err(failure) = import_remotely(remote, &path, plan, body_max, report).await {
+            let _ = remote.send(remote.delete(&path)).await;
+            return Err(failure.with(nothing_stored(args)));
+        }
+    }
+    let finished = remote.ask(remote.post(&format!("{path}/finish"))).await;
+    let stored = finished.map_err(|failure| {
+        failure.with("; whether it was stored is not known, importing again changes nothing")
+    })?;
+    let n = |name: &str| stored[name].as_u64().unwrap_or(0);
+    let (corrected, identical) = (n("corrected"), n("identical"));
+    Ok(BulkReport { rows: n("new") + corrected + identical, corrected, identical })
+}
+
 /// Starts an import on a server and answers its path.
-async fn start_remotely(remote: &Remote) -> Result<String, Failure> {
-    let started = with_patience(async || remote.send_or_busy(remote.post("/api/imports")).await).await?;
+async fn start_remotely(remote: &Remote, is_dry_run: bool) -> Result<String, Failure> {
+    let query = is_dry_run.then_some(("dryRun", "true"));
+    let start = async || remote.send_or_busy(remote.post("/api/imports").query(query.as_slice())).await;
+    let started = with_patience(start).await?;
     let started: serde_json::Value = started
         .json()
         .await
@@ -342,31 +239,18 @@ async fn with_patience<T>(ask: impl AsyncFn() -> Result<Option<T>, Failure>) -> 
 async fn import_remotely(
     remote: &Remote,
     path: &str,
-    file: &Path,
     plan: &Plan,
     body_max: usize,
-    total: &mut IngestReport,
+    report: &mut Report,
 ) -> Result<(), Failure> {
-    let mut reading = Reading::open(file, plan, body_max / 2)?;
+    let mut reading = Reading::open(plan, body_max / 2)?;
     while let Some(part) = reading.next().await? {
-        let report = with_patience(async || send(remote, path, plan, &part).await).await?;
-        reading.count(report, part.first_row, total);
+        let of_part = with_patience(async || send(remote, path, plan, &part).await).await?;
+        report.count(plan, &part, of_part)?;
+        reading.show(report);
     }
-    reading.bar.finish();
+    reading.finish();
     Ok(())
-}
-
-fn progress(bytes: u64, file: &Path) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(bytes);
-    let template = "{prefix} [{bar:30}] {percent}% {msg} {bytes_per_sec} ETA {eta}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.set_prefix(stem(file));
-    bar
 }
 
 fn request(plan: &Plan, part: &Part) -> IngestRequest {
@@ -376,69 +260,24 @@ fn request(plan: &Plan, part: &Part) -> IngestRequest {
         precision: plan.precision,
         is_atomic: false,
         site: plan.site.clone(),
-        mapping: plan.mapping.clone(),
+        mapping: plan.mapping_of(part).map(Arc::clone),
         allowed_sites: Vec::new(),
         is_dry_run: plan.is_dry_run,
+        errors_max: plan.errors_max,
     }
 }
 
 /// `None`: the server is busy, try again.
-async fn send(
-    remote: &Remote,
-    path: &str,
-    plan: &Plan,
-    part: &Part,
-) -> Result<Option<IngestReport>, Failure> {
-    let mapping = plan.mapping.as_deref().map(|mapping| json!(mapping).to_string());
-    let format = match part.format {
-        BodyFormat::Json => "json",
-        BodyFormat::NdJson => "ndjson",
-        BodyFormat::Csv => "csv",
-        BodyFormat::ArrowStream => "arrow",
-        BodyFormat::Parquet => "parquet",
-        BodyFormat::LineProtocol => "line-protocol",
-    };
-    let mut query = vec![("format", format.to_owned()), ("site", plan.site.clone())];
+async fn send(remote: &Remote, path: &str, plan: &Plan, part: &Part) -> Result<Option<PartReport>, Failure> {
+    let mapping = plan.mapping_of(part).map(|mapping| json!(**mapping).to_string());
+    let mut query = vec![("format", part.format.as_str().to_owned()), ("site", plan.site.clone())];
     query.extend(mapping.map(|mapping| ("mapping", mapping)));
     query.extend(plan.precision.map(|precision| ("precision", precision.as_str().to_owned())));
-    query.extend(plan.is_dry_run.then(|| ("dryRun", "true".to_owned())));
+    query.extend([("errors", plan.errors_max.to_string()), ("series", "true".to_owned())]);
     let request = remote.post(path).query(&query).body(part.bytes()?);
     let Some(response) = remote.send_or_busy(request).await? else { return Ok(None) };
     let report = response.json().await;
     report
         .map(Some)
         .map_err(|error| Failure::failed(format!("the answer is not a report: {}", error.without_url())))
-}
-
-fn report(total: &IngestReport, stored: Option<BulkReport>, args: &ImportArgs, elapsed: Duration) {
-    if args.json {
-        let stored = stored.map(|stored| {
-            let new = stored.rows - stored.corrected - stored.identical;
-            json!({ "new": new, "corrected": stored.corrected, "identical": stored.identical })
-        });
-        println!(
-            "{:#}",
-            json!({ "dryRun": args.dry_run, "seconds": elapsed.as_secs_f64(), "report": total, "stored": stored })
-        );
-        return;
-    }
-    for error in total.errors.iter().take(ERRORS_SHOWN) {
-        eprintln!("row {}: {} ({})", error.row, error.message, error.kind);
-    }
-    if total.rejected > ERRORS_SHOWN as u64 {
-        eprintln!("... and {} more", total.rejected - ERRORS_SHOWN as u64);
-    }
-    let verb = if args.dry_run { "would be stored" } else { "stored" };
-    let rate = total.accepted as f64 / elapsed.as_secs_f64().max(0.001);
-    println!(
-        "{} readings {verb}, {} refused, {} meters registered, in {:.1} s ({rate:.0}/s)",
-        total.accepted,
-        total.rejected,
-        total.registered,
-        elapsed.as_secs_f64()
-    );
-    if let Some(BulkReport { rows, corrected, identical }) = stored.filter(|_| !args.dry_run) {
-        let new = rows - corrected - identical;
-        println!("{new} of them new, {corrected} corrected, {identical} known already");
-    }
 }

@@ -1,10 +1,10 @@
 //! Bulk imports over HTTP, as `wattlake import` makes them through a running server.
 //!
 //! `POST /api/imports` starts one, `POST /api/imports/{id}` adds a part, `POST /api/imports/{id}/finish` stores all of them in one
-//! commit, `DELETE` gives it up. Nothing of it is seen before it is finished. `POST /api/import` stores a single part at once.
+//! commit, `DELETE` gives it up. With `?dryRun=true` at its start it only answers what would be stored. Nothing of it is seen before it is finished. `POST /api/import` stores a single part at once.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,13 +16,17 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use parking_lot::Mutex as SyncMutex;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Mutex;
 use uuid::Uuid;
-use wattlake_catalog::Access;
-use wattlake_engine::{BulkImport, IngestRequest, TableMapping, TimePrecision};
+use wattlake_catalog::{Access, Entity, EntityId};
+use wattlake_engine::{
+    BulkImport, DecodedPart, ERRORS_REPORTED_MAX, Engine, IngestReport, IngestRequest, TableMapping,
+    TimePrecision,
+};
 
 use super::{
     App,
@@ -47,10 +51,12 @@ struct Import {
     /// The sites that whoever started it may write to.
     sites: Vec<wattlake_catalog::SiteId>,
     used_at: SyncMutex<Instant>,
+    /// Nothing is stored when it is finished: it only answers what would be.
+    is_preview: bool,
 }
 
 impl Imports {
-    fn start(&self, bulk: BulkImport, access: &Access) -> Result<Uuid> {
+    fn start(&self, bulk: BulkImport, is_preview: bool, access: &Access) -> Result<Uuid> {
         let mut imports = self.0.lock();
         imports.retain(|_, import| import.used_at.lock().elapsed() < IDLE_MAX);
         if imports.len() >= IMPORTS_MAX {
@@ -64,6 +70,7 @@ impl Imports {
             bulk: Mutex::new(Some(bulk)),
             sites: access.sites.clone(),
             used_at: SyncMutex::new(Instant::now()),
+            is_preview,
         };
         imports.insert(id, Arc::new(import));
         Ok(id)
@@ -86,6 +93,53 @@ impl Imports {
     }
 }
 
+/// What became of a part.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PartReport {
+    #[serde(flatten)]
+    pub report: IngestReport,
+    /// With `series=true`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<PartSeries>,
+}
+
+/// What a part has of a series.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PartSeries {
+    /// The name of the meter or energy source.
+    pub entity: String,
+    pub metric: String,
+    pub readings: u64,
+    pub first: Timestamp,
+    pub last: Timestamp,
+}
+
+impl PartSeries {
+    /// Those of a part that was decoded.
+    pub(crate) fn of(part: &DecodedPart, report: &IngestReport, engine: &Engine) -> Vec<Self> {
+        let mut counts = BTreeMap::new();
+        part.count_series(engine, &mut counts);
+        let fleet = engine.catalog().fleet();
+        let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default();
+        let name = |id: EntityId| match fleet.entity(id) {
+            Some(Entity::Meter(meter)) => meter.name.clone(),
+            Some(Entity::Source(source)) => source.name.clone(),
+            None => {
+                let unknown = report.unknown.iter().find(|(unknown, _)| *unknown == id);
+                unknown.map_or_else(|| id.to_string(), |(_, name)| name.clone())
+            }
+        };
+        let named = counts.into_iter().map(|((id, metric), count)| Self {
+            entity: name(id),
+            metric,
+            readings: count.rows,
+            first: time(count.first),
+            last: time(count.last),
+        });
+        named.collect()
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Params {
@@ -95,9 +149,20 @@ struct Params {
     mapping: Option<String>,
     precision: Option<String>,
     dry_run: Option<String>,
+    errors: Option<String>,
+    series: Option<String>,
 }
 
+/// Errors that a part may ask to be told in full.
+const ERRORS_MAX: usize = 100_000;
+
 impl Params {
+    fn errors_max(&self) -> Result<usize> {
+        let Some(text) = &self.errors else { return Ok(ERRORS_REPORTED_MAX) };
+        let count = text.parse().ok().filter(|count| *count <= ERRORS_MAX);
+        count.ok_or_else(|| ApiError::invalid(format!("errors: `{text}` is not a number up to {ERRORS_MAX}")))
+    }
+
     fn into_request(self, body: bytes::Bytes, access: Access) -> Result<IngestRequest> {
         let mapping = self.mapping.as_deref().map(|text| {
             let mapping: TableMapping =
@@ -105,6 +170,7 @@ impl Params {
             mapping.check()?;
             Ok::<_, ApiError>(Arc::new(mapping))
         });
+        let errors_max = self.errors_max()?;
         Ok(IngestRequest {
             format: self.format.parse()?,
             body: body.into(),
@@ -114,6 +180,7 @@ impl Params {
             mapping: mapping.transpose()?,
             allowed_sites: access.sites,
             is_dry_run: read_flag("dryRun", self.dry_run.as_deref())?,
+            errors_max,
         })
     }
 }
@@ -131,8 +198,20 @@ pub(super) async fn import(
     Ok(json_response(&report))
 }
 
-pub(super) async fn start(State(app): State<App>, Extension(access): Extension<Access>) -> Result<Response> {
-    let id = app.imports.start(app.engine.bulk_import(), &access)?;
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StartParams {
+    dry_run: Option<String>,
+}
+
+pub(super) async fn start(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    RawQuery(query): RawQuery,
+) -> Result<Response> {
+    let params: StartParams = read_query(query.as_deref(), &[])?;
+    let is_preview = read_flag("dryRun", params.dry_run.as_deref())?;
+    let id = app.imports.start(app.engine.bulk_import(), is_preview, &access)?;
     Ok(created(&json!({ "id": id })))
 }
 
@@ -147,7 +226,12 @@ pub(super) async fn add(
     let (id, import) = app.imports.find(&id, &access)?;
     let params: Params = read_query(query.as_deref(), &[])?;
     let (body, _held) = read_body(&app, &headers, body).await?;
-    let (part, report) = app.ingest.decode_part(params.into_request(body, access)?).await?;
+    let tells_series = read_flag("series", params.series.as_deref())?;
+    let mut request = params.into_request(body, access)?;
+    // Readings of a preview are compared with what is stored, without registering anything.
+    request.is_dry_run |= import.is_preview;
+    let (part, report) = app.ingest.decode_part(request).await?;
+    let series = if tells_series { PartSeries::of(&part, &report, &app.engine) } else { Vec::new() };
     let mut bulk = import.bulk.lock().await;
     let open = bulk.as_mut().ok_or_else(|| ApiError::not_found(format!("import {id} is finished")))?;
     if let Err(error) = app.ingest.push(open, part).await {
@@ -157,7 +241,7 @@ pub(super) async fn add(
         return Err(error.into());
     }
     *import.used_at.lock() = Instant::now();
-    Ok(json_response(&report))
+    Ok(json_response(&PartReport { report, series }))
 }
 
 pub(super) async fn finish(
@@ -169,7 +253,7 @@ pub(super) async fn finish(
     let bulk = import.bulk.lock().await.take();
     app.imports.end(id);
     let bulk = bulk.ok_or_else(|| ApiError::not_found(format!("import {id} is finished")))?;
-    let stored = bulk.finish().await?;
+    let stored = if import.is_preview { bulk.preview().await? } else { bulk.finish().await? };
     let new = stored.rows - stored.corrected - stored.identical;
     Ok(json_response(&json!({ "new": new, "corrected": stored.corrected, "identical": stored.identical })))
 }

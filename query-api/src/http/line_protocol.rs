@@ -87,6 +87,7 @@ async fn store(
         mapping: None,
         allowed_sites: access.sites,
         is_dry_run: false,
+        errors_max: wattlake_engine::ERRORS_REPORTED_MAX,
     };
     Ok(app.ingest.ingest(request).await?)
 }

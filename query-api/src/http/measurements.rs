@@ -71,6 +71,7 @@ pub(super) async fn write(
         mapping: None,
         allowed_sites: access.sites,
         is_dry_run: false,
+        errors_max: wattlake_engine::ERRORS_REPORTED_MAX,
     };
     let report = app.ingest.ingest(request).await?;
     let mut response = json_response(&report);

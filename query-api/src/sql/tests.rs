@@ -65,6 +65,7 @@ async fn write(engine: &Arc<Engine>, lines: String) {
         mapping: None,
         allowed_sites: Vec::new(),
         is_dry_run: false,
+        errors_max: wattlake_engine::ERRORS_REPORTED_MAX,
     };
     Ingest::new(Arc::clone(engine)).ingest(request).await.expect("stored");
 }

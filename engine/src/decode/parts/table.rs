@@ -82,7 +82,13 @@ impl TableParts {
         }
         let first_row = self.row;
         self.row += batch.num_rows() as u64;
-        Ok(Some(Part { body: Body::Table(batch), format: BodyFormat::ArrowStream, first_row }))
+        Ok(Some(Part {
+            body: Body::Table(batch),
+            format: BodyFormat::ArrowStream,
+            first_row,
+            lines: None,
+            refused: Vec::new(),
+        }))
     }
 
     /// How many rows come before the last place where the table may be cut.

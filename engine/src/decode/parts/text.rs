@@ -83,7 +83,13 @@ impl TextParts {
         }
         let header = self.header.as_ref().map_or(&[][..], |header| &header.text);
         let body = if header.is_empty() { text } else { [header, &text].concat() };
-        Ok(Some(Part { body: Bytes::from(body).into(), format: self.format, first_row }))
+        Ok(Some(Part {
+            body: Bytes::from(body).into(),
+            format: self.format,
+            first_row,
+            lines: None,
+            refused: Vec::new(),
+        }))
     }
 
     /// Takes the header row of CSV off the front.

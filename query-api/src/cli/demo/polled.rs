@@ -56,13 +56,16 @@ pub(super) async fn begin(open: &Open, days: i64) -> Result<SocketAddr, Failure>
         }
         return Ok(address);
     }
-    // The vendors listen elsewhere than the last time.
+    // The vendors listen elsewhere than the last time, and a new address takes the credentials anew.
     for (n, system) in systems.iter().enumerate() {
         let source = EntityId(id(&name(n)));
         let fleet = catalog.fleet();
         let Some(known) = fleet.source(source) else { continue };
         let mut draft = EnergySourceDraft::from(known);
-        draft.metadata.insert("baseUrl".into(), metadata(system, address, EVERY)["baseUrl"].clone());
+        let fresh = metadata(system, address, EVERY);
+        for field in ["baseUrl", "apiKey", "clientSecret", "refreshToken"] {
+            draft.metadata.extend(fresh.get(field).map(|value| (field.to_owned(), value.clone())));
+        }
         catalog.update_source(source, &draft).await?;
     }
     Ok(address)

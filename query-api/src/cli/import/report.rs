@@ -1,0 +1,189 @@
+//! What became of an import: for people, for machines, and a file with every line that was refused.
+
+use std::{collections::BTreeMap, fs::File, io::BufWriter, sync::Arc, time::Instant};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, StringArray, UInt64Array},
+    util::pretty::pretty_format_batches,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use wattlake_engine::{
+    BodyFormat, BulkReport, ERRORS_REPORTED_MAX, IngestReport, Part, RowError, SeriesCount,
+};
+
+use super::{ImportArgs, plan::Plan};
+use crate::{cli::Failure, http::PartReport};
+
+/// Errors and series printed in full.
+const ERRORS_SHOWN: usize = 10;
+const SERIES_SHOWN: usize = 40;
+
+pub(super) struct Report {
+    started: Instant,
+    total: IngestReport,
+    stored: BulkReport,
+    files: Vec<Value>,
+    unknown_files: Vec<String>,
+    rejects: Option<csv::Writer<BufWriter<File>>>,
+    /// By entity and metric.
+    series: BTreeMap<(String, String), SeriesCount>,
+}
+
+impl Report {
+    pub(super) fn new(args: &ImportArgs, unknown_files: Vec<String>) -> Result<Self, Failure> {
+        let rejects = args.rejects.as_ref().map(|path| {
+            let unwritable = |error: &dyn std::fmt::Display| {
+                Failure::io(format!("cannot write {}: {error}", path.display()))
+            };
+            let file = File::create(path).map_err(|error| unwritable(&error))?;
+            let mut rejects = csv::Writer::from_writer(BufWriter::new(file));
+            rejects.write_record(["file", "line", "reason"]).map_err(|error| unwritable(&error))?;
+            Ok::<_, Failure>(rejects)
+        });
+        Ok(Self {
+            started: Instant::now(),
+            total: IngestReport::default(),
+            stored: BulkReport::default(),
+            files: Vec::new(),
+            unknown_files,
+            rejects: rejects.transpose()?,
+            series: BTreeMap::new(),
+        })
+    }
+
+    /// Readings that were taken, and refused ones.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.total.accepted, self.total.rejected)
+    }
+
+    /// Adds what became of a part.
+    pub(super) fn count(&mut self, plan: &Plan, part: &Part, of_part: PartReport) -> Result<(), Failure> {
+        let PartReport { report: of_part, series } = of_part;
+        for one in series {
+            let count = SeriesCount {
+                rows: one.readings,
+                first: one.first.as_microsecond(),
+                last: one.last.as_microsecond(),
+            };
+            self.series.entry((one.entity, one.metric)).or_default().add(count);
+        }
+        let before = part.refused.iter().map(|refused| (refused.line, "invalid", refused.message.clone()));
+        let rows =
+            of_part.errors.iter().map(|error| (line_of(part, error), &*error.kind, error.message.clone()));
+        let rejected = of_part.rejected + part.refused.len() as u64;
+        for (line, kind, message) in before.chain(rows) {
+            if let Some(rejects) = &mut self.rejects {
+                let written = rejects.write_record([&*plan.file.name, &line.to_string(), &message]);
+                written.map_err(|error| Failure::io(format!("cannot write the refused lines: {error}")))?;
+            }
+            if self.total.errors.len() < ERRORS_REPORTED_MAX {
+                let message = format!("{}: {message}", plan.file.name);
+                self.total.errors.push(RowError { row: line, kind: kind.to_owned().into(), message });
+            }
+        }
+        let file =
+            json!({ "file": plan.file.name, "format": plan.format.name(), "accepted": 0, "rejected": 0 });
+        if self.files.last().is_none_or(|last| last["file"] != file["file"]) {
+            self.files.push(file);
+        }
+        if let Some(last) = self.files.last_mut() {
+            let add = |value: &Value, more: u64| Value::from(value.as_u64().unwrap_or(0) + more);
+            last["accepted"] = add(&last["accepted"], of_part.accepted);
+            last["rejected"] = add(&last["rejected"], rejected);
+        }
+        self.total.accepted += of_part.accepted;
+        self.total.rejected += rejected;
+        self.total.registered += of_part.registered;
+        self.total.skipped_fields += of_part.skipped_fields;
+        Ok(())
+    }
+
+    pub(super) fn stored(&mut self, stored: BulkReport) {
+        self.stored = stored;
+    }
+
+    /// Prints it; lines that were refused make the import one that failed, though the others are stored.
+    pub(super) fn tell(mut self, args: &ImportArgs) -> Result<(), Failure> {
+        if let Some(rejects) = &mut self.rejects {
+            rejects
+                .flush()
+                .map_err(|error| Failure::io(format!("cannot write the refused lines: {error}")))?;
+        }
+        let BulkReport { rows, corrected, identical } = self.stored;
+        let new = rows - corrected - identical;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default().to_string();
+        if args.json {
+            let series = self.series.iter().map(|((entity, metric), count)| {
+                json!({ "entity": entity, "metric": metric, "readings": count.rows, "first": time(count.first), "last": time(count.last) })
+            });
+            let stored = json!({ "new": new, "corrected": corrected, "identical": identical });
+            println!(
+                "{:#}",
+                json!({ "dryRun": args.dry_run, "seconds": seconds, "report": self.total, "stored": stored, "files": self.files,
+                    "series": series.collect::<Vec<_>>(), "unknownFiles": self.unknown_files })
+            );
+        } else {
+            for error in self.total.errors.iter().take(ERRORS_SHOWN) {
+                eprintln!("line {}: {} ({})", error.row, error.message, error.kind);
+            }
+            if self.total.rejected > ERRORS_SHOWN as u64 {
+                let rest = self.total.rejected - ERRORS_SHOWN as u64;
+                let hint =
+                    if args.rejects.is_some() { "" } else { "; --rejects FILE writes down all of them" };
+                eprintln!("... and {rest} more{hint}");
+            }
+            for file in &self.unknown_files {
+                eprintln!("{file}: left out, its format is not known");
+            }
+            let rows: Vec<_> = self.series.iter().collect();
+            if !rows.is_empty() && rows.len() <= SERIES_SHOWN {
+                let column = |values: Vec<String>| -> ArrayRef { Arc::new(StringArray::from(values)) };
+                let columns = [
+                    ("entity", column(rows.iter().map(|((entity, _), _)| entity.clone()).collect())),
+                    ("metric", column(rows.iter().map(|((_, metric), _)| metric.clone()).collect())),
+                    (
+                        "readings",
+                        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.1.rows)))
+                            as ArrayRef,
+                    ),
+                    ("first", column(rows.iter().map(|row| time(row.1.first)).collect())),
+                    ("last", column(rows.iter().map(|row| time(row.1.last)).collect())),
+                ];
+                let table =
+                    RecordBatch::try_from_iter(columns).and_then(|batch| pretty_format_batches(&[batch]));
+                println!("{}", table.map_err(|error| Failure::failed(error.to_string()))?);
+            }
+            let verb = if args.dry_run { "would be stored" } else { "stored" };
+            let rate = self.total.accepted as f64 / seconds.max(0.001);
+            let (accepted, rejected, registered) =
+                (self.total.accepted, self.total.rejected, self.total.registered);
+            println!(
+                "{accepted} readings {verb}, {rejected} refused, {registered} meters registered, in {seconds:.1} s ({rate:.0}/s)"
+            );
+            println!("{new} of them new, {corrected} corrected, {identical} known already");
+        }
+        match self.total.rejected {
+            0 => Ok(()),
+            1 => Err(Failure::failed("1 line was refused")),
+            n => Err(Failure::failed(format!("{n} lines were refused"))),
+        }
+    }
+}
+
+/// The line that an error is about; of tables without lines the row, from 0.
+fn line_of(part: &Part, error: &RowError) -> u64 {
+    if let Some(lines) = &part.lines {
+        return lines.get(error.row as usize).copied().unwrap_or(error.row);
+    }
+    let row = error.row + part.first_row;
+    match part.format {
+        // The header is the first line. Cells that hold line ends are counted as one line.
+        BodyFormat::Csv => row + 2,
+        BodyFormat::NdJson => row + 1,
+        // Lines are counted already.
+        BodyFormat::LineProtocol => row,
+        BodyFormat::Json | BodyFormat::ArrowStream | BodyFormat::Parquet => row,
+    }
+}
