@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use crate::{
     Access, CommitRequest, CommitResult, EnergySource, EnergySourceDraft, EntityId, Error, ErrorKind,
     Expired, Fleet, Manifest, Meter, MeterDraft, NamedSnapshot, NewEntities, NewToken, OnboardingDraft,
-    Result, Scheduled, SecretKey, Site, SiteDraft, SiteId, SnapshotAt, Token,
+    Result, Scheduled, SecretKey, Site, SiteDraft, SiteId, SnapshotAt, SnapshotId, Token,
     db::{Db, Tx},
     entities::{Writer, load_fleet},
     manifest, migrations, tokens,
@@ -186,6 +186,11 @@ impl Catalog {
     pub async fn manifest(&self, at: SnapshotAt) -> Result<Manifest> {
         let snapshot = manifest::resolve(&self.db, at).await?;
         manifest::load(&self.db, snapshot).await
+    }
+
+    /// What a commit said of itself; `None`: there is no such snapshot any more.
+    pub async fn commit_message(&self, snapshot: SnapshotId) -> Result<Option<String>> {
+        manifest::commit_message(&self.db, snapshot).await
     }
 
     /// Everything in the write-ahead log up to this sequence number is in files.

@@ -24,7 +24,7 @@ pub(crate) use expire::{
     clock_seen, expire, forget_name, forget_scheduled, known_objects, name_latest, named, note_clock,
     scheduled,
 };
-pub(crate) use read::{load, load_checkpoint, resolve};
+pub(crate) use read::{commit_message, load, load_checkpoint, resolve};
 
 /// The table id of `measurements`.
 const TABLE_ID: i64 = 1;

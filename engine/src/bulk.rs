@@ -7,13 +7,16 @@
 //! the flush lock held (MAN-3).
 
 mod spill;
+mod undo;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use ahash::HashMap;
 use parking_lot::Mutex as SyncMutex;
 use tokio::{runtime::Handle, task::JoinHandle};
-use wattlake_catalog::{CommitRequest, DataFile, FileBounds, Manifest, NewDataFile, RemovedFile, failpoint};
+use wattlake_catalog::{
+    CommitRequest, DataFile, FileBounds, Manifest, NewDataFile, RemovedFile, SnapshotId, failpoint,
+};
 
 use crate::{
     Engine, Error, ErrorKind, Result, Storage,
@@ -29,6 +32,8 @@ use crate::{
     rows::{Rows, SeriesRows},
     series::{SeriesId, SeriesTable},
 };
+pub use undo::UndoReport;
+
 use spill::{SpillFile, SpillFolder, SpillReader, SpillWriter};
 
 /// Share of the memory budget that readings take before they are sorted into a run: while one run is sorted and
@@ -50,6 +55,8 @@ pub struct BulkReport {
     /// Of them: those that replaced a stored reading, and those that were stored already.
     pub corrected: u64,
     pub identical: u64,
+    /// What [`Engine::undo_import`] knows it by; none when nothing had to be stored.
+    pub batch: Option<SnapshotId>,
 }
 
 /// A bulk import under way. Dropping it leaves no trace.
@@ -360,20 +367,20 @@ async fn commit(
             built.discard(engine.storage()).await;
             continue;
         }
-        let Built { mut new_files, changes, report, .. } = built;
+        let Built { mut new_files, changes, mut report, .. } = built;
         if new_files.is_empty() && changes.is_empty() {
             return Ok(report);
         }
         new_files.extend(changes.new_files);
         let request = CommitRequest {
-            message: format!("import of {} readings", report.rows),
+            message: format!("{}{} readings", undo::MESSAGE, report.rows),
             new_files,
             new_deletes: changes.new_deletes,
             removed: changes.removed,
             ..CommitRequest::default()
         };
         failpoint!("import.before_catalog");
-        publish(engine.journal(), versions, &request, marks).await?;
+        report.batch = Some(publish(engine.journal(), versions, &request, marks).await?);
         failpoint!("import.after_catalog");
         drop(guard);
         return Ok(report);
@@ -493,7 +500,7 @@ fn rewrite(
     let new = written
         .checked_sub(stored)
         .ok_or_else(|| Error::corrupt(format!("an import of {} lost rows", month.name)))?;
-    let report = BulkReport { rows: new + corrected + identical, corrected, identical };
+    let report = BulkReport { rows: new + corrected + identical, corrected, identical, batch: None };
     let mut removed: Vec<_> = inputs.iter().map(|input| input.file.removal()).collect();
     if new == 0 && corrected == 0 {
         // Everything is there already: what was written is not needed.

@@ -162,7 +162,7 @@ pub(crate) fn wanted_series(file: &DataFile, series: &SeriesRows) -> Option<Want
 }
 
 /// Whether a reading says the same as the stored row, so that writing it again would change nothing.
-fn is_same(table: &SeriesTable, rows: &Rows, at: usize, found: &KeyMatch) -> bool {
+pub(crate) fn is_same(table: &SeriesTable, rows: &Rows, at: usize, found: &KeyMatch) -> bool {
     rows.value[at].to_bits() == found.value.to_bits()
         && rows.quality[at].as_str() == found.quality
         && rows.metadata_at(at) == found.metadata.as_deref()

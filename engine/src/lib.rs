@@ -50,7 +50,7 @@ pub use archive::{
 };
 pub use backup::{BackupContents, BackupFile, restore};
 pub use batch::{Batch, BatchSeries};
-pub use bulk::{BulkImport, BulkReport};
+pub use bulk::{BulkImport, BulkReport, UndoReport};
 pub use changes::RowFilter;
 pub use clock::Clock;
 pub use data_dir::DataDir;

@@ -213,7 +213,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 /// `WATTLAKE_TEST_CASES=100000` runs them all, by hand.
-fn cases() -> u32 {
+pub(crate) fn cases() -> u32 {
     std::env::var("WATTLAKE_TEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(32)
 }
 

@@ -159,6 +159,7 @@ def test_import_of_other_formats(server, tmp_path):
     frame.to_parquet(tmp_path / "c.parquet")
     server.cli("import", str(tmp_path / "c.parquet"))
     assert [r["value"] for r in server.sql("SELECT value FROM measurements ORDER BY timestamp")] == [1.0, 2.0, 3.0]
+    (tmp_path / "x.bin").write_bytes(bytes(range(256)))
     for args, word in [((str(tmp_path / "none.csv"),), "none.csv"), ((str(tmp_path / "x.bin"),), "--format"),
                        ((str(tmp_path / "a.lp"), "--map", str(tmp_path / "none.toml")), "none.toml")]:
         done = server.cli("import", *args, check=False)

@@ -174,7 +174,7 @@ def test_archives_folders_and_patterns_are_one_import(start, tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     report = run(server, folder, "--time-zone", "Europe/Berlin", "--site", "exports", "--dry-run")
-    assert report["stored"] == {"new": 5 + 14, "corrected": 0, "identical": 0} and server.get("/api/meters").json() == []
+    assert report["stored"] == {"new": 5 + 14, "corrected": 0, "identical": 0, "batch": None} and server.get("/api/meters").json() == []
     assert {s["entity"] for s in report["series"]} == {"m1", "m2", "m3", "m4", "m5", "roof"}
     assert len(report["unknownFiles"]) == 1 and "notes.docx" in report["unknownFiles"][0]
     report = run(server, folder, "--time-zone", "Europe/Berlin", "--site", "exports")
@@ -184,7 +184,7 @@ def test_archives_folders_and_patterns_are_one_import(start, tmp_path):
     assert (meters["roof"]["category"], meters["roof"]["readingFrequency"]) == ("PROD", "hourly")
     # Again changes nothing; a pattern names some of it.
     report = run(server, str(folder / "*.gz"), folder / "3.zip", "--time-zone", "Europe/Berlin", "--site", "exports")
-    assert report["stored"] == {"new": 0, "corrected": 0, "identical": 19 - 1}, report
+    assert report["stored"] == {"new": 0, "corrected": 0, "identical": 19 - 1, "batch": None}, report
     autumn = [(t, v) for t, v, _ in stored(server, "energy", "roof") if t >= utc("2023-10-29T00:00", "Europe/Berlin")]
     start_of_day = utc("2023-10-29T00:00", "Europe/Berlin")
     assert [t for t, _ in autumn] == [start_of_day + 3600 * h for h in range(6)]
@@ -245,3 +245,32 @@ def test_a_table_of_ones_own(start, tmp_path):
         (tmp_path / "wrong.toml").write_text(PROFILE.replace(*change))
         failed = server.cli("import", str(tmp_path / "x.csv"), "--map", str(tmp_path / "wrong.toml"), check=False)
         assert failed.returncode in (1, 2) and words in failed.stderr, failed.stderr
+
+
+@pytest.mark.parametrize("through_server", [True, False])
+def test_an_import_is_undone_as_far_as_nobody_changed_it(start, tmp_path, through_server):
+    server = start()
+    at = 1767225600
+    line = lambda n, value: f"power,entity_id=m value={value} {at + 900 * n}\n"
+    lines = lambda values: "".join(line(n, v) for n, v in values.items())
+    (tmp_path / "first.lp").write_text(lines({0: 1, 1: 1, 2: 1}))
+    (tmp_path / "wrong.lp").write_text(lines({1: 7, 2: 7, 3: 7, 4: 7}))
+    run(server, tmp_path / "first.lp", "--precision", "s", "--site", "s")
+    batch = run(server, tmp_path / "wrong.lp", "--precision", "s", "--site", "s")["stored"]["batch"]
+    server.write(line(2, 9), precision="s")
+    if not through_server:
+        server.stop()
+    undo = lambda *args, check=True: server.cli("import", "--undo", str(batch), *args, check=check)
+    dry = json.loads(undo("--dry-run", "--json").stdout)["undone"]
+    assert dry == {"removed": 2, "restored": 1, "kept": 1}
+    out = undo().stdout
+    assert "2 readings are gone, 1 are as they were before, 1 were changed since and stay" in out, out
+    assert json.loads(undo("--json").stdout)["undone"]["removed"] == 0
+    missing = server.cli("import", "--undo", "1", check=False)
+    assert missing.returncode == 1 and "no import" in missing.stderr, missing.stderr
+    if not through_server:
+        server.start()
+    assert [v for _, v, _ in stored(server, "power", "m")] == [1, 1, 9]
+    if through_server:
+        token = server.new_token("--scope", "write")
+        assert server.post("/api/imports/undo", json={"batch": batch}, token=token).status_code == 403

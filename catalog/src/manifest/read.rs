@@ -10,6 +10,13 @@ use crate::{
     db::{Db, Row, params},
 };
 
+/// What the commit of a snapshot said of itself; `None`: there is no such snapshot.
+pub(crate) async fn commit_message(db: &Db, snapshot: SnapshotId) -> Result<Option<String>> {
+    let sql = "SELECT commit_message FROM ducklake_snapshot_changes WHERE snapshot_id = $1";
+    let rows = db.rows(sql, params![snapshot.0]).await?;
+    Ok(rows.first().map(|row| row.opt_text(0)).transpose()?.flatten())
+}
+
 /// Finds the snapshot that `at` names.
 pub(crate) async fn resolve(db: &Db, at: SnapshotAt) -> Result<SnapshotId> {
     let (filter, values, words) = match at {

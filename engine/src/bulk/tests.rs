@@ -8,7 +8,7 @@ use wattlake_catalog::{EntityType, Quality};
 use wattlake_config::ByteCount;
 
 use crate::{
-    Batch, BatchSeries, BulkReport, Engine, ErrorKind, MaintenanceOptions,
+    Batch, BatchSeries, BulkReport, Engine, ErrorKind, MaintenanceOptions, UndoReport,
     tests::{settings, start, two_meters, visible},
 };
 use std::sync::Arc;
@@ -101,7 +101,10 @@ proptest! {
             let report = import(&engine, &entities, &parts).await;
             let identical = imported.iter().filter(|(key, value)| old.get(*key) == Some(value)).count() as u64;
             let known = imported.keys().filter(|key| old.contains_key(*key)).count() as u64;
-            prop_assert_eq!(report, BulkReport { rows: imported.len() as u64, corrected: known - identical, identical });
+            let batch_id = report.batch;
+            let report = BulkReport { batch: None, ..report };
+            prop_assert_eq!(report, BulkReport { rows: imported.len() as u64, corrected: known - identical, identical, batch: None });
+            prop_assert_eq!(batch_id.is_none(), identical == imported.len() as u64);
             prop_assert_eq!(visible(&engine).await, model.clone());
             // Again: nothing changes, no snapshot is made.
             let snapshot = engine.status().snapshot_id;
@@ -113,7 +116,39 @@ proptest! {
             apply(&mut model, &entities, &after);
             prop_assert_eq!(visible(&engine).await, model.clone());
             engine.flush().await.expect("flush");
-            prop_assert_eq!(visible(&engine).await, model);
+            prop_assert_eq!(visible(&engine).await, model.clone());
+            // A preview says what an import would, and changes nothing.
+            let mut bulk = engine.bulk_import();
+            bulk.push(batch(&entities, &all).into_readings(engine.series())).await.expect("push");
+            let preview = bulk.preview().await.expect("preview");
+            let same = imported.iter().filter(|(key, value)| model.get(*key) == Some(value)).count() as u64;
+            prop_assert_eq!((preview.rows, preview.identical, preview.batch), (imported.len() as u64, same, None));
+            prop_assert_eq!(visible(&engine).await, model.clone());
+            if let Some(batch_id) = batch_id {
+                if compacts {
+                    let options = MaintenanceOptions { everything: true, ..MaintenanceOptions::default() };
+                    engine.maintain(options).await.expect("maintenance");
+                }
+                // What the import made of a reading is undone where it still is so.
+                let mut expected = UndoReport::default();
+                for (key, value) in imported.iter().filter(|(key, value)| old.get(*key) != Some(value)) {
+                    if model.get(key) != Some(value) {
+                        expected.kept += 1;
+                    } else if let Some(before) = old.get(key) {
+                        model.insert(key.clone(), *before);
+                        expected.restored += 1;
+                    } else {
+                        model.remove(key);
+                        expected.removed += 1;
+                    }
+                }
+                prop_assert_eq!(engine.undo_import(batch_id, true).await.expect("a preview"), expected);
+                prop_assert_eq!(engine.undo_import(batch_id, false).await.expect("undone"), expected);
+                prop_assert_eq!(visible(&engine).await, model.clone());
+                let again = engine.undo_import(batch_id, false).await.expect("nothing is left");
+                prop_assert_eq!((again.removed, again.restored), (0, 0));
+                prop_assert_eq!(visible(&engine).await, model);
+            }
             let spilled = std::fs::read_dir(dir.path().join("tmp")).map_or(0, |entries| entries.count());
             prop_assert_eq!(spilled, 0, "spilled runs are deleted");
             engine.abandon().await;
@@ -158,8 +193,12 @@ async fn an_import_that_corrects_itself_can_be_repeated() {
     let engine = start(&settings).await;
     let entities = two_meters(&engine).await;
     let parts = [vec![(0, 0, -2, 2), (0, 0, -3, 1)], vec![(0, 0, -2, 3)]];
-    assert_eq!(import(&engine, &entities, &parts).await, BulkReport { rows: 2, corrected: 0, identical: 0 });
+    let first = import(&engine, &entities, &parts).await;
+    assert_eq!((first.rows, first.corrected, first.identical), (2, 0, 0));
     let snapshot = engine.status().snapshot_id;
-    assert_eq!(import(&engine, &entities, &parts).await, BulkReport { rows: 2, corrected: 0, identical: 2 });
+    assert_eq!(
+        import(&engine, &entities, &parts).await,
+        BulkReport { rows: 2, corrected: 0, identical: 2, batch: None }
+    );
     assert_eq!(engine.status().snapshot_id, snapshot);
 }

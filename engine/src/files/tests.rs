@@ -368,3 +368,60 @@ fn files_are_told_apart_by_what_is_in_them() {
     }
     assert!("xls".parse::<FileFormat>().is_err_and(|error| error.message.contains("green-button")));
 }
+
+/// A small file of each format.
+fn examples() -> Vec<(FileFormat, String)> {
+    let named = |name: &str| name.parse::<FileFormat>().expect("a format");
+    let nem = format!(
+        "100,NEM12,202405011135,A,B\n200,N,E1,1,E1,,,kWh,30,\n300,20240201,{},V,,,20240202120025,\n400,1,48,A,,\n250,V,1,1,1,1,M,E,1,20231005093055,A,,,2,20240107100333,A,,,1,kWh,,\n900\n",
+        day(48)
+    );
+    vec![
+        (FileFormat::Nem, nem),
+        (FileFormat::GreenButton, FEED.replace("FLOW", "1")),
+        (FileFormat::SolarEdge, r#"{"energyDetails":{"timeUnit":"HOUR","unit":"Wh","meters":[{"type":"FeedIn","values":[{"date":"2024-10-27 02:00:00","value":7},{"date":"2024-10-27 02:00:00 CET+0100"}]}]}}"#.into()),
+        (FileFormat::Sma, "sep=;\nVersion CSV3|Delimiter semicolon\n;a;b\n;c;d\n;S;S\n;Metering.TotWhOut;GridMs.TotW\n;Analog;Status\nDD.MM.YYYY hh:mm:ss;[Wh];[W]\n27.10.2024 02:00:00;1,5;x\n27.10.2024 02:00:00;2;x\n".into()),
+        (FileFormat::Nisc, "Energy consumption time period,Usage(Real energy in kilowatt-hours),Events\n2025-03-30 02:00 to 2025-03-30 03:00,-0.4,,\n2025-03-30 03:00 to 2025-03-30 04:00,1,,\n===\n".into()),
+        (named("enphase"), "Date/Time,Energy Produced (Wh)\n10/29/2023 02:00,1\n10/29/2023 02:00,2\n03/26/2023 02:00,\"3\"\n".into()),
+        (named("fluvius"), "Van datum;Van tijdstip;EAN;Register;Volume;Eenheid;Validatiestatus\n30-10-2022;02:30:00;=\"5\";Afname Dag;0,067;kWh;Gevalideerd\n".into()),
+        (FileFormat::AnnotatedCsv, "#datatype,string,long,dateTime:RFC3339,double,string,string,string\n,result,table,_time,_value,_field,_measurement,t\n,,0,2026-01-02T00:00:00Z,1.5,v,m,\"a,b\"\n".into()),
+    ]
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: crate::tests::cases() * 20, ..Default::default() })]
+
+    /// Whatever is done to a file: it is read to its end or an error says why not, and no reading is of no time or no number.
+    #[test]
+    fn damaged_files_are_read_or_refused(
+        which in 0..8usize, cut in 0.0..1.0f64, changes in proptest::collection::vec((0.0..1.0f64, 0..6u8, proptest::prelude::any::<u8>()), 0..12), is_cut: bool,
+    ) {
+        let (format, text) = examples().swap_remove(which);
+        let mut bytes = text.into_bytes();
+        for (place, what, byte) in changes {
+            let at = ((bytes.len() as f64) * place) as usize;
+            match what {
+                0 => bytes.insert(at.min(bytes.len()), byte),
+                1 if !bytes.is_empty() => drop(bytes.remove(at.min(bytes.len() - 1))),
+                2 if !bytes.is_empty() => { let at = at.min(bytes.len() - 1); bytes[at] = byte }
+                3 => { let again = bytes[at.min(bytes.len())..].to_vec(); bytes.extend(again) }
+                4 => bytes.splice(at.min(bytes.len())..at.min(bytes.len()), *b"99999999999999999999").for_each(drop),
+                _ => bytes.splice(at.min(bytes.len())..at.min(bytes.len()), *b",\n\"").for_each(drop),
+            }
+        }
+        if is_cut {
+            bytes.truncate(((bytes.len() as f64) * cut) as usize);
+        }
+        let _ = FileFormat::detect(&bytes);
+        let options = options("Europe/Berlin");
+        if format == FileFormat::AnnotatedCsv {
+            let _ = AnnotatedCsv::new(bytes.as_slice()).read_to_end(&mut Vec::new());
+            return Ok(());
+        }
+        let Ok(mut reader) = FileReader::new(std::io::Cursor::new(bytes), format, &options) else { return Ok(()) };
+        while let Ok(Some(rows)) = reader.next() {
+            proptest::prop_assert!(rows.all().iter().all(|row| row.3.is_finite()));
+            rows.take().expect("a table");
+        }
+    }
+}

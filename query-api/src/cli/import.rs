@@ -8,7 +8,9 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use serde_json::json;
-use wattlake_engine::{BulkImport, BulkReport, Engine, Ingest, IngestRequest, Part};
+use wattlake_catalog::SnapshotId;
+use wattlake_config::Settings;
+use wattlake_engine::{BulkImport, BulkReport, Engine, Ingest, IngestRequest, Part, UndoReport};
 
 use self::{
     plan::{Plan, Planned},
@@ -17,7 +19,7 @@ use self::{
 };
 use super::{
     Common, Failure, logging,
-    remote::{Remote, RemoteArgs},
+    remote::{Remote, RemoteArgs, here_or_there},
 };
 use crate::{
     http::{PartReport, PartSeries},
@@ -44,6 +46,7 @@ Examples:
   wattlake import readings.csv
   wattlake import exports/ --time-zone Europe/Berlin --site Bakery --dry-run
   wattlake import nem12.zip --rejects refused.csv
+  wattlake import --undo 42
   wattlake import meters.csv.gz --map mapping.toml
 
 A mapping file names the columns of a foreign table (docs/importing.md tells of more):
@@ -58,7 +61,7 @@ A mapping file names the columns of a foreign table (docs/importing.md tells of 
 )]
 pub(super) struct ImportArgs {
     /// Files, folders, archives, or patterns such as 'exports/*.csv'
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "undo", value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Format or vendor profile [default: found out by content]
     #[arg(long)]
@@ -87,6 +90,9 @@ pub(super) struct ImportArgs {
     /// CSV file for refused lines and why
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
+    /// Puts back what an import changed, by the batch that its report names; readings changed since stay
+    #[arg(long, value_name = "BATCH", conflicts_with = "files")]
+    undo: Option<i64>,
     /// Checks every row, compares it with what is stored, and stores nothing
     #[arg(long)]
     dry_run: bool,
@@ -107,6 +113,9 @@ enum Target {
 pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure> {
     let settings = common.settings()?;
     logging::init(&settings.log, true)?;
+    if let Some(batch) = args.undo {
+        return undo(&settings, &args, batch).await;
+    }
     let Planned { plans, unknown } = plan::make(&args)?;
     let mut report = Report::new(&args, unknown)?;
     let target = if args.remote.url.is_some() {
@@ -134,6 +143,32 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
         }
     }
     report.tell(&args)
+}
+
+/// Puts back what an import changed.
+async fn undo(settings: &Settings, args: &ImportArgs, batch: i64) -> Result<(), Failure> {
+    let undone = here_or_there(
+        &args.remote,
+        settings,
+        async |open| Ok(open.engine.undo_import(SnapshotId(batch), args.dry_run).await?),
+        async |server| {
+            let body = json!({ "batch": batch, "dryRun": args.dry_run });
+            let answer = server.ask(server.post("/api/imports/undo").json(&body)).await?;
+            serde_json::from_value(answer)
+                .map_err(|error| Failure::failed(format!("the answer is no report: {error}")))
+        },
+    )
+    .await?;
+    if args.json {
+        println!("{:#}", json!({ "dryRun": args.dry_run, "undone": undone }));
+        return Ok(());
+    }
+    let UndoReport { removed, restored, kept } = undone;
+    let verb = if args.dry_run { "would be" } else { "are" };
+    println!(
+        "{removed} readings {verb} gone, {restored} {verb} as they were before, {kept} were changed since and stay"
+    );
+    Ok(())
 }
 
 /// What is said of an import that broke off.
@@ -207,7 +242,8 @@ async fn run_remotely(
     })?;
     let n = |name: &str| stored[name].as_u64().unwrap_or(0);
     let (corrected, identical) = (n("corrected"), n("identical"));
-    Ok(BulkReport { rows: n("new") + corrected + identical, corrected, identical })
+    let batch = stored["batch"].as_i64().map(SnapshotId);
+    Ok(BulkReport { rows: n("new") + corrected + identical, corrected, identical, batch })
 }
 
 /// Starts an import on a server and answers its path.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Mutex;
 use uuid::Uuid;
-use wattlake_catalog::{Access, Entity, EntityId};
+use wattlake_catalog::{Access, Entity, EntityId, SnapshotId};
 use wattlake_engine::{
     BulkImport, DecodedPart, ERRORS_REPORTED_MAX, Engine, IngestReport, IngestRequest, TableMapping,
     TimePrecision,
@@ -31,7 +31,7 @@ use wattlake_engine::{
 use super::{
     App,
     measurements::read_body,
-    reply::{created, json_response, read_flag, read_query},
+    reply::{created, json_response, read_flag, read_json, read_query},
 };
 use crate::error::{ApiError, Kind, Result};
 
@@ -255,7 +255,30 @@ pub(super) async fn finish(
     let bulk = bulk.ok_or_else(|| ApiError::not_found(format!("import {id} is finished")))?;
     let stored = if import.is_preview { bulk.preview().await? } else { bulk.finish().await? };
     let new = stored.rows - stored.corrected - stored.identical;
-    Ok(json_response(&json!({ "new": new, "corrected": stored.corrected, "identical": stored.identical })))
+    Ok(json_response(&json!({ "new": new, "corrected": stored.corrected, "identical": stored.identical,
+        "batch": stored.batch.map(|batch| batch.0) })))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Undo {
+    batch: i64,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// `POST /api/imports/undo`: what an import changed becomes again what it was before it.
+pub(super) async fn undo(
+    State(app): State<App>,
+    Extension(access): Extension<Access>,
+    body: bytes::Bytes,
+) -> Result<Response> {
+    let Undo { batch, dry_run } = read_json(&body)?;
+    if !access.sites.is_empty() {
+        return Err(ApiError::new(Kind::Forbidden, "a token for some sites cannot undo an import"));
+    }
+    let undone = app.engine.undo_import(SnapshotId(batch), dry_run).await?;
+    Ok(json_response(&undone))
 }
 
 pub(super) async fn give_up(

@@ -80,6 +80,7 @@ pub(super) fn routes() -> Vec<Route> {
         route("/api/measurements", Needs(Write), delete(measurements::remove)),
         route("/api/import", Needs(Write), post(import::import)),
         route("/api/imports", Needs(Write), post(import::start)),
+        route("/api/imports/undo", Needs(Admin), post(import::undo)),
         route("/api/imports/{id}", Needs(Write), post(import::add)),
         route("/api/imports/{id}", Needs(Write), delete(import::give_up)),
         route("/api/imports/{id}/finish", Needs(Write), post(import::finish)),

@@ -110,7 +110,8 @@ impl Report {
                 .flush()
                 .map_err(|error| Failure::io(format!("cannot write the refused lines: {error}")))?;
         }
-        let BulkReport { rows, corrected, identical } = self.stored;
+        let BulkReport { rows, corrected, identical, batch } = self.stored;
+        let batch = batch.map(|batch| batch.0);
         let new = rows - corrected - identical;
         let seconds = self.started.elapsed().as_secs_f64();
         let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default().to_string();
@@ -118,7 +119,8 @@ impl Report {
             let series = self.series.iter().map(|((entity, metric), count)| {
                 json!({ "entity": entity, "metric": metric, "readings": count.rows, "first": time(count.first), "last": time(count.last) })
             });
-            let stored = json!({ "new": new, "corrected": corrected, "identical": identical });
+            let stored =
+                json!({ "new": new, "corrected": corrected, "identical": identical, "batch": batch });
             println!(
                 "{:#}",
                 json!({ "dryRun": args.dry_run, "seconds": seconds, "report": self.total, "stored": stored, "files": self.files,
@@ -163,6 +165,9 @@ impl Report {
                 "{accepted} readings {verb}, {rejected} refused, {registered} meters registered, in {seconds:.1} s ({rate:.0}/s)"
             );
             println!("{new} of them new, {corrected} corrected, {identical} known already");
+            if let Some(batch) = batch {
+                println!("batch {batch}: `wattlake import --undo {batch}` puts back what was there before");
+            }
         }
         match self.total.rejected {
             0 => Ok(()),

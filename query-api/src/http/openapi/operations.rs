@@ -147,16 +147,27 @@ pub(super) fn operations() -> Vec<Operation> {
             .with("dryRun", boolean(), "Only checks")
             .body(vec![("application/octet-stream", None)])
             .answers(200, "What was taken, and what is wrong with the rest", as_json(object())),
-        write("/api/imports", "Starts an import of many parts that becomes visible at once").answers(
-            201,
-            "Its id",
-            as_json(record(vec![("id!", uuid())])),
-        ),
+        write("/api/imports", "Starts an import of many parts that becomes visible at once")
+            .with("dryRun", boolean(), "Only compares with what is stored")
+            .answers(201, "Its id", as_json(record(vec![("id!", uuid())]))),
+        Operation::new(Post, "/api/imports/undo", "Admin", "Puts back what an import changed")
+            .body(as_json(record(vec![("batch!", integer()), ("dryRun", boolean())])))
+            .answers(
+                200,
+                "Readings that are gone, that are as they were, and that were changed since",
+                as_json(record(vec![
+                    ("removed!", integer()),
+                    ("restored!", integer()),
+                    ("kept!", integer()),
+                ])),
+            ),
         write("/api/imports/{id}", "Adds a part")
             .with("format", file_format(), "Of the body")
             .with("site", text(), "Whose zone local times have")
             .with("mapping", text(), "The fields of a mapping file, as JSON")
             .with("precision", precision(), "Of numbers as times")
+            .with("errors", integer(), "Errors told in full")
+            .with("series", boolean(), "Tells what there is of each series")
             .body(vec![("application/octet-stream", None)])
             .answers(200, "What was taken, and what is wrong with the rest", as_json(object())),
         Operation::new(Delete, "/api/imports/{id}", "Write", "Gives up an import").answers(
@@ -167,7 +178,12 @@ pub(super) fn operations() -> Vec<Operation> {
         write("/api/imports/{id}/finish", "Makes an import visible").answers(
             200,
             "New, corrected and identical rows",
-            as_json(record(vec![("new!", integer()), ("corrected!", integer()), ("identical!", integer())])),
+            as_json(record(vec![
+                ("new!", integer()),
+                ("corrected!", integer()),
+                ("identical!", integer()),
+                ("batch", integer()),
+            ])),
         ),
     ]);
     for path in ["/api/v2/write", "/api/v3/write_lp", "/write"] {
