@@ -13,6 +13,7 @@ mod entities;
 mod error;
 mod fleet;
 mod fleet_copy;
+mod foreign;
 mod gaps;
 mod grants;
 mod jobs;
@@ -28,6 +29,7 @@ pub use entities::{NewEntities, OnboardingDraft, OnboardingMeter, OnboardingSour
 pub use error::{Error, ErrorKind, Result};
 pub use fleet::{Entity, Fleet};
 pub use fleet_copy::FleetCopy;
+pub use foreign::{ForeignDatabase, ForeignReading, Refused};
 pub use gaps::{Gap, GapState};
 pub use grants::Grant;
 pub use jobs::{Job, JobState};

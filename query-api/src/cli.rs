@@ -132,6 +132,10 @@ impl Failure {
         self
     }
 
+    fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn failed(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into() }
     }

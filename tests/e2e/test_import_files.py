@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import nemreader
 import pandas as pd
+import psycopg
 import pytest
 
 from conftest import SHARED
@@ -274,3 +275,59 @@ def test_an_import_is_undone_as_far_as_nobody_changed_it(start, tmp_path, throug
     if through_server:
         token = server.new_token("--scope", "write")
         assert server.post("/api/imports/undo", json={"batch": batch}, token=token).status_code == 403
+
+
+SCHEMA = """
+CREATE TYPE category AS ENUM ('PROD', 'CONS', 'STOR', 'INJ');
+CREATE TABLE portfolios (id int); CREATE TABLE asset_types (id int);
+CREATE TABLE sites (id uuid PRIMARY KEY, name varchar(100), location text, industry_type text, description text, metadata jsonb, active boolean);
+CREATE TABLE meters (id uuid PRIMARY KEY, site_id uuid, parent_meter_id uuid, name text, category category, reading_frequency text, capacity numeric,
+  description text, metadata jsonb, active boolean);
+CREATE TABLE energy_sources (id uuid PRIMARY KEY, meter_id uuid, name text, source_type text, capacity real, metadata jsonb);
+CREATE TABLE measurements (entity_type text, entity_id uuid, "timestamp" TIME_TYPE, metric text, value numeric, unit text, quality text);
+INSERT INTO sites VALUES ('00000000-0000-4000-8000-000000000001', 'Bakery', 'Lane 1', 'weird', NULL, '{"timezone": "Europe/Berlin"}', true);
+INSERT INTO meters VALUES ('00000000-0000-4000-8000-000000000012', '00000000-0000-4000-8000-000000000001', '00000000-0000-4000-8000-000000000011', 'child', 'PROD', '15min', 5.5, NULL, NULL, true),
+  ('00000000-0000-4000-8000-000000000011', '00000000-0000-4000-8000-000000000001', NULL, 'main', 'CONS', 'hourly', NULL, NULL, '{"a": 1}', true),
+  ('00000000-0000-4000-8000-000000000013', '00000000-0000-4000-8000-000000000099', NULL, 'lost', 'CONS', 'hourly', NULL, NULL, NULL, true);
+INSERT INTO energy_sources VALUES ('00000000-0000-4000-8000-000000000021', '00000000-0000-4000-8000-000000000012', 'roof', 'solar', 5, '{"apiKey": "canary-key"}');
+INSERT INTO measurements SELECT 'meter', '00000000-0000-4000-8000-000000000011', TIMESTAMP '2025-01-01' + i * INTERVAL '1 minute', 'energy', i / 10.0, 'kWh', NULL FROM generate_series(0, 99999) i;
+INSERT INTO measurements VALUES ('energy_source', '00000000-0000-4000-8000-000000000021', '2025-01-01', 'power', 2500, 'W', 'estimated'),
+  ('meter', '00000000-0000-4000-8000-000000000077', '2025-01-01', 'power', 1, 'W', 'good'), ('meter', '00000000-0000-4000-8000-000000000011', '2025-01-01', 'power', NULL, 'W', 'good');
+"""
+
+
+@pytest.mark.parametrize("through_server", [True, False])
+def test_a_database_of_the_same_tables_is_copied_with_its_ids(start, postgres, tmp_path, through_server):
+    url = postgres()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET TIME ZONE 'UTC'")
+        connection.execute(SCHEMA.replace("TIME_TYPE", "timestamp" if through_server else "timestamptz"))
+    server = start()
+    if not through_server:
+        server.stop()
+    zone = ["--time-zone", "UTC"] if through_server else []
+    if through_server:
+        failed = server.cli("import", url, check=False)
+        assert failed.returncode == 1 and "--time-zone" in failed.stderr, failed.stderr
+    dry = run(server, url, *zone, "--dry-run", check=False)
+    assert dry["report"]["accepted"] == 100_002 and dry["created"] == 0 and dry["ignoredTables"] == ["asset_types", "portfolios"]
+    first = run(server, url, *zone, "--rejects", tmp_path / "no.csv", check=False)
+    if not through_server:
+        server.start()
+    assert first["created"] + first["existing"] == 4 and first["stored"]["new"] == 100_001 and "canary" not in str(first)
+    refused = [r["reason"] for r in csv.DictReader((tmp_path / "no.csv").open())]
+    assert len(refused) == 3 and any("000000000013" in r for r in refused) and any("000000000077" in r for r in refused) and any("1 rows without" in r for r in refused), refused
+    meters = {m["name"]: m for m in server.get("/api/meters").json()}
+    assert meters["child"]["parentMeterId"] == meters["main"]["id"] == "00000000-0000-4000-8000-000000000011" and meters["child"]["capacity"] == 5.5
+    assert meters["main"]["readingFrequency"] == "hourly" and meters["main"]["metadata"] == {"a": 1}
+    (site,) = server.get("/api/sites").json()
+    assert (site["name"], site["industryType"], site["metadata"]["timezone"]) == ("Bakery", "other", "Europe/Berlin")
+    (source,) = server.get("/api/energy-sources").json()
+    assert source["metadata"]["apiKey"] == "***" and not [f for f in server.dir.rglob("*") if f.is_file() and b"canary" in f.read_bytes()]
+    totals = server.sql("SELECT metric, count(*) AS n, sum(value) AS total, min(timestamp) AS first FROM measurements GROUP BY 1 ORDER BY 1")
+    assert totals == [{"metric": "energy", "n": 100_000, "total": pytest.approx(sum(range(100_000)) / 10), "first": "2025-01-01T00:00:00Z"},
+                      {"metric": "power", "n": 1, "total": 2.5, "first": "2025-01-01T00:00:00Z"}]
+    again = run(server, url, *zone, check=False)
+    assert again["created"] == 0 and again["existing"] == 4 and again["stored"] == {"new": 0, "corrected": 0, "identical": 100_001, "batch": None}
+    wrong = server.cli("import", "postgres://nobody:canary-password@127.0.0.1:1/x", check=False)
+    assert wrong.returncode == 1 and "canary" not in wrong.stderr, wrong.stderr

@@ -46,6 +46,11 @@ impl FoundFile {
         Self { name: path.display().to_string(), stem: stem(&own), path, is_named, _unpacked: None }
     }
 
+    /// Something that is no file, but is imported as one.
+    pub fn of_name(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::new(PathBuf::from(name), true) }
+    }
+
     /// The first bytes, decompressed.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! `wattlake import`: files in parts, straight into the data directory in one commit, or through the server that holds it.
 
+mod database;
 mod plan;
 mod reading;
 mod report;
@@ -13,6 +14,7 @@ use wattlake_config::Settings;
 use wattlake_engine::{BulkImport, BulkReport, Engine, Ingest, IngestRequest, Part, UndoReport};
 
 use self::{
+    database::Fleet,
     plan::{Plan, Planned},
     reading::Reading,
     report::Report,
@@ -46,6 +48,7 @@ Examples:
   wattlake import readings.csv
   wattlake import exports/ --time-zone Europe/Berlin --site Bakery --dry-run
   wattlake import nem12.zip --rejects refused.csv
+  wattlake import postgres://user:password@host:5432/name --dry-run
   wattlake import --undo 42
   wattlake import meters.csv.gz --map mapping.toml
 
@@ -60,7 +63,7 @@ A mapping file names the columns of a foreign table (docs/importing.md tells of 
   unit = \"kWh\""
 )]
 pub(super) struct ImportArgs {
-    /// Files, folders, archives, or patterns such as 'exports/*.csv'
+    /// Files, folders, archives, patterns such as 'exports/*.csv', or a Postgres database with the same tables
     #[arg(required_unless_present = "undo", value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Format or vendor profile [default: found out by content]
@@ -145,6 +148,30 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
     report.tell(&args)
 }
 
+/// Takes parts one by one.
+enum Sink<'a> {
+    Local { ingest: &'a Ingest, bulk: &'a mut BulkImport },
+    Remote { remote: &'a Remote, path: &'a str },
+}
+
+impl Sink<'_> {
+    async fn take(&mut self, plan: &Plan, part: Part, report: &mut Report) -> Result<(), Failure> {
+        let of_part = match self {
+            Sink::Local { ingest, bulk } => {
+                let decoded = ingest.decode_part(request(plan, &part)).await;
+                let (readings, of_part) = decoded.map_err(|error| plan.named(error))?;
+                let series = PartSeries::of(&readings, &of_part, ingest.engine());
+                ingest.push(bulk, readings).await?;
+                PartReport { report: of_part, series }
+            }
+            Sink::Remote { remote, path } => {
+                with_patience(async || send(remote, path, plan, &part).await).await?
+            }
+        };
+        report.count(plan, &part, of_part)
+    }
+}
+
 /// Puts back what an import changed.
 async fn undo(settings: &Settings, args: &ImportArgs, batch: i64) -> Result<(), Failure> {
     let undone = here_or_there(
@@ -185,7 +212,14 @@ async fn run_locally(
     report: &mut Report,
 ) -> Result<BulkReport, Failure> {
     for plan in plans {
-        let imported = import_locally(&open.ingest, &open.engine, &mut bulk, plan, report).await;
+        let imported = match &plan.database {
+            None => import_locally(&open.ingest, &open.engine, &mut bulk, plan, report).await,
+            Some(url) => {
+                let fleet = Fleet::Here(open.engine.catalog());
+                let mut sink = Sink::Local { ingest: &open.ingest, bulk: &mut bulk };
+                database::import(url, plan, args.time_zone.as_deref(), &fleet, &mut sink, report).await
+            }
+        };
         imported.map_err(|failure| failure.with(nothing_stored(args)))?;
     }
     Ok(if args.dry_run { bulk.preview().await? } else { bulk.finish().await? })
@@ -231,7 +265,22 @@ async fn run_remotely(
 ) -> Result<BulkReport, Failure> {
     let path = start_remotely(remote, args.dry_run).await?;
     for plan in plans {
-        if let Err(failure) = import_remotely(remote, &path, plan, body_max, report).await {
+        let imported = match &plan.database {
+            None => import_remotely(remote, &path, plan, body_max, report).await,
+            Some(url) => {
+                let mut sink = Sink::Remote { remote, path: &path };
+                database::import(
+                    url,
+                    plan,
+                    args.time_zone.as_deref(),
+                    &Fleet::There(remote),
+                    &mut sink,
+                    report,
+                )
+                .await
+            }
+        };
+        if let Err(failure) = imported {
             let _ = remote.send(remote.delete(&path)).await;
             return Err(failure.with(nothing_stored(args)));
         }
@@ -281,8 +330,7 @@ async fn import_remotely(
 ) -> Result<(), Failure> {
     let mut reading = Reading::open(plan, body_max / 2)?;
     while let Some(part) = reading.next().await? {
-        let of_part = with_patience(async || send(remote, path, plan, &part).await).await?;
-        report.count(plan, &part, of_part)?;
+        Sink::Remote { remote, path }.take(plan, part, report).await?;
         reading.show(report);
     }
     reading.finish();

@@ -8,12 +8,17 @@ use wattlake_engine::{
     TimePrecision, find_files, parse_zone,
 };
 
-use super::{ERRORS_OF_PART, ImportArgs};
+use super::{
+    ERRORS_OF_PART, ImportArgs,
+    database::{is_database, shown},
+};
 use crate::cli::Failure;
 
 /// One file with its options.
 pub(super) struct Plan {
     pub file: FoundFile,
+    /// Not a file, but a database at this address.
+    pub database: Option<String>,
     pub format: FileFormat,
     pub options: FileOptions,
     pub mapping: Option<Arc<TableMapping>>,
@@ -72,7 +77,23 @@ pub(super) fn make(args: &ImportArgs) -> Result<Planned, Failure> {
         _ => None,
     });
     let mut planned = Planned { plans: Vec::new(), unknown: Vec::new() };
-    for file in find_files(&args.files)? {
+    let (databases, files): (Vec<_>, Vec<_>) =
+        args.files.iter().cloned().partition(|file| is_database(&file.to_string_lossy()));
+    for url in databases {
+        let url = url.to_string_lossy().into_owned();
+        planned.plans.push(Plan {
+            file: FoundFile::of_name(&shown(&url)),
+            database: Some(url),
+            format: FileFormat::Body(BodyFormat::ArrowStream),
+            options: FileOptions::default(),
+            mapping: None,
+            precision: None,
+            site: String::new(),
+            is_dry_run: args.dry_run,
+            errors_max: if args.rejects.is_some() { ERRORS_OF_PART } else { ERRORS_REPORTED_MAX },
+        });
+    }
+    for file in find_files(&files)? {
         let format = match (format, &profile) {
             (Some(format), _) => format,
             (None, Some(_)) => FileFormat::Mapped,
@@ -100,6 +121,7 @@ pub(super) fn make(args: &ImportArgs) -> Result<Planned, Failure> {
             profile: profile.clone(),
         };
         planned.plans.push(Plan {
+            database: None,
             format,
             options,
             mapping: table.clone(),

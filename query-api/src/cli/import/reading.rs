@@ -66,6 +66,20 @@ impl<'a> Reading<'a> {
     }
 }
 
+/// A bar that counts rows, of which there are about so many.
+pub(super) fn rows(estimate: Option<u64>, name: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = estimate.map_or_else(ProgressBar::no_length, ProgressBar::new);
+    let template = "{prefix} [{bar:30}] {human_pos} readings {per_sec} ETA {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(name.to_owned());
+    bar
+}
+
 fn progress(bytes: u64, name: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();

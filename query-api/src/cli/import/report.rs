@@ -8,6 +8,7 @@ use arrow::{
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use wattlake_catalog::{ForeignReading, Refused};
 use wattlake_engine::{
     BodyFormat, BulkReport, ERRORS_REPORTED_MAX, IngestReport, Part, RowError, SeriesCount,
 };
@@ -26,6 +27,11 @@ pub(super) struct Report {
     files: Vec<Value>,
     unknown_files: Vec<String>,
     rejects: Option<csv::Writer<BufWriter<File>>>,
+    /// Tables of a database that have nothing to import.
+    ignored: Vec<String>,
+    /// Sites, meters and energy sources of a database: those that were made, and those that were there.
+    created: u64,
+    existing: u64,
     /// By entity and metric.
     series: BTreeMap<(String, String), SeriesCount>,
 }
@@ -48,6 +54,9 @@ impl Report {
             files: Vec::new(),
             unknown_files,
             rejects: rejects.transpose()?,
+            ignored: Vec::new(),
+            created: 0,
+            existing: 0,
             series: BTreeMap::new(),
         })
     }
@@ -72,15 +81,8 @@ impl Report {
         let rows =
             of_part.errors.iter().map(|error| (line_of(part, error), &*error.kind, error.message.clone()));
         let rejected = of_part.rejected + part.refused.len() as u64;
-        for (line, kind, message) in before.chain(rows) {
-            if let Some(rejects) = &mut self.rejects {
-                let written = rejects.write_record([&*plan.file.name, &line.to_string(), &message]);
-                written.map_err(|error| Failure::io(format!("cannot write the refused lines: {error}")))?;
-            }
-            if self.total.errors.len() < ERRORS_REPORTED_MAX {
-                let message = format!("{}: {message}", plan.file.name);
-                self.total.errors.push(RowError { row: line, kind: kind.to_owned().into(), message });
-            }
+        for (line, kind, message) in before.chain(rows).collect::<Vec<_>>() {
+            self.refuse(plan, line, kind, &message)?;
         }
         let file =
             json!({ "file": plan.file.name, "format": plan.format.name(), "accepted": 0, "rejected": 0 });
@@ -96,6 +98,55 @@ impl Report {
         self.total.rejected += rejected;
         self.total.registered += of_part.registered;
         self.total.skipped_fields += of_part.skipped_fields;
+        Ok(())
+    }
+
+    pub(super) fn ignored(&mut self, tables: &[String]) {
+        self.ignored.extend_from_slice(tables);
+    }
+
+    /// Notes rows of a database that are no readings and cannot be taken.
+    pub(super) fn refused_rows(&mut self, plan: &Plan, refused: Vec<Refused>) -> Result<(), Failure> {
+        for (what, message) in refused {
+            self.refuse(plan, 0, "invalid", &format!("{what}: {message}"))?;
+            self.total.rejected += 1;
+        }
+        Ok(())
+    }
+
+    /// Counts readings of a database that are only looked at.
+    pub(super) fn count_foreign(&mut self, readings: &[ForeignReading]) {
+        for reading in readings {
+            let count = SeriesCount { rows: 1, first: reading.ts, last: reading.ts };
+            self.series.entry((reading.entity_id.clone(), reading.metric.clone())).or_default().add(count);
+        }
+        self.total.accepted += readings.len() as u64;
+    }
+
+    /// Notes what became of a site, meter or energy source of a database.
+    pub(super) fn created(
+        &mut self,
+        plan: &Plan,
+        what: String,
+        made: Result<bool, String>,
+    ) -> Result<(), Failure> {
+        match made {
+            Ok(true) => self.created += 1,
+            Ok(false) => self.existing += 1,
+            Err(message) => self.refused_rows(plan, vec![(what, message)])?,
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, plan: &Plan, line: u64, kind: &str, message: &str) -> Result<(), Failure> {
+        if let Some(rejects) = &mut self.rejects {
+            let written = rejects.write_record([&*plan.file.name, &line.to_string(), message]);
+            written.map_err(|error| Failure::io(format!("cannot write the refused lines: {error}")))?;
+        }
+        if self.total.errors.len() < ERRORS_REPORTED_MAX {
+            let message = format!("{}: {message}", plan.file.name);
+            self.total.errors.push(RowError { row: line, kind: kind.to_owned().into(), message });
+        }
         Ok(())
     }
 
@@ -124,7 +175,7 @@ impl Report {
             println!(
                 "{:#}",
                 json!({ "dryRun": args.dry_run, "seconds": seconds, "report": self.total, "stored": stored, "files": self.files,
-                    "series": series.collect::<Vec<_>>(), "unknownFiles": self.unknown_files })
+                    "series": series.collect::<Vec<_>>(), "unknownFiles": self.unknown_files, "ignoredTables": self.ignored, "created": self.created, "existing": self.existing })
             );
         } else {
             for error in self.total.errors.iter().take(ERRORS_SHOWN) {
@@ -138,6 +189,13 @@ impl Report {
             }
             for file in &self.unknown_files {
                 eprintln!("{file}: left out, its format is not known");
+            }
+            if !self.ignored.is_empty() {
+                eprintln!("left out, nothing in them is imported: {}", self.ignored.join(", "));
+            }
+            if self.created + self.existing > 0 {
+                let (created, existing) = (self.created, self.existing);
+                println!("{created} sites, meters and energy sources made, {existing} there already");
             }
             let rows: Vec<_> = self.series.iter().collect();
             if !rows.is_empty() && rows.len() <= SERIES_SHOWN {
