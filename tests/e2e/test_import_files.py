@@ -331,3 +331,19 @@ def test_a_database_of_the_same_tables_is_copied_with_its_ids(start, postgres, t
     assert again["created"] == 0 and again["existing"] == 4 and again["stored"] == {"new": 0, "corrected": 0, "identical": 100_001, "batch": None}
     wrong = server.cli("import", "postgres://nobody:canary-password@127.0.0.1:1/x", check=False)
     assert wrong.returncode == 1 and "canary" not in wrong.stderr, wrong.stderr
+
+
+def test_thirteen_years_of_one_meter_are_a_file_a_month_and_one_commit(start, tmp_path):
+    server = start()
+    first = utc("2012-01-01T00:00", "UTC")
+    count = (utc("2025-01-01T00:00", "UTC") - first) // 300
+    with open(tmp_path / "years.csv", "w") as out:
+        out.write("timestamp,entity_id,metric,value,unit\n")
+        out.writelines(f"{first + 300 * i},m,energy,{i % 1000},Wh\n" for i in range(count))
+    before = server.get("/api/status").json()["engine"]["snapshotId"]
+    report = run(server, tmp_path / "years.csv", "--precision", "s", "--site", "s")
+    after = server.get("/api/status").json()["engine"]["snapshotId"]
+    assert report["stored"]["new"] == count == 1_367_712
+    assert after - before == 1
+    files = {f.parent.name for f in server.dir.rglob("*.parquet")}
+    assert len(files) == 13 * 12 == len(list(server.dir.rglob("*.parquet")))
