@@ -5,7 +5,7 @@
 //! for the second, as SolarEdge gives it, and the readings are marked as estimated. A time that the clock skipped moves on by the gap;
 //! where the hour after it is there as well it is left out.
 
-use std::str::FromStr;
+use std::{collections::VecDeque, str::FromStr};
 
 use jiff::{
     civil::DateTime,
@@ -16,6 +16,9 @@ use crate::{Error, Result};
 
 /// Rows that are held at most.
 const HELD_MAX: usize = 100_000;
+
+/// Rows whose instants are remembered: an hour of quarter minutes.
+const RECENT_MAX: usize = 240;
 
 /// What is done with a local time that the clock shows twice or not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +73,8 @@ pub(super) struct LocalTimes<T> {
     gap: Vec<(DateTime, T)>,
     last: Option<DateTime>,
     is_descending: bool,
+    /// Instants of the last rows: in a file that goes back in time the hour after a skipped one comes before it.
+    recent: VecDeque<i64>,
 }
 
 impl<T> LocalTimes<T> {
@@ -82,6 +87,7 @@ impl<T> LocalTimes<T> {
             gap: Vec::new(),
             last: None,
             is_descending: false,
+            recent: VecDeque::new(),
         }
     }
 
@@ -101,12 +107,18 @@ impl<T> LocalTimes<T> {
                 let held = std::mem::take(&mut self.gap);
                 for (skipped, held) in held {
                     match self.instant(skipped, true) {
-                        Some(moved) if moved == at => out(Placed::Skipped, held),
+                        Some(moved) if moved == at || self.recent.contains(&moved) => {
+                            out(Placed::Skipped, held)
+                        }
                         Some(moved) if !self.is_descending && moved > at => self.gap.push((skipped, held)),
                         Some(moved) => out(Placed::About(moved), held),
                         None => out(Placed::Refused, held),
                     }
                 }
+                if self.recent.len() >= RECENT_MAX {
+                    self.recent.pop_front();
+                }
+                self.recent.push_back(at);
                 out(Placed::At(at), row);
             }
             AmbiguousOffset::Fold { .. } => match self.policy {
@@ -263,5 +275,9 @@ mod tests {
         let quarters = ["2025-03-30 02:00", "2025-03-30 02:30", "2025-03-30 03:00", "2025-03-30 03:30"];
         assert_eq!(placed(SEQUENCE, &quarters), ["skipped", "skipped", "30 01:00", "30 01:30"]);
         assert_eq!(placed(DstPolicy::Reject, &one)[1], "refused");
+        let back = ["2025-03-30 04:00", "2025-03-30 03:00", "2025-03-30 02:00", "2025-03-30 01:00"];
+        assert_eq!(placed(SEQUENCE, &back), ["30 02:00", "30 01:00", "skipped", "30 00:00"]);
+        let back = ["2025-03-30 04:00", "2025-03-30 02:00", "2025-03-30 01:00"];
+        assert_eq!(placed(SEQUENCE, &back), ["30 02:00", "~30 01:00", "30 00:00"]);
     }
 }

@@ -488,12 +488,10 @@ impl RowReader for Reader {
                     let row = Row { line, readings };
                     match (time, &self.zone) {
                         (Time::Local(local), Some(zone)) => {
-                            let key = if self.profile.long.is_some() || self.profile.entity.is_some() {
-                                // Rows of different series may come at the same time.
-                                let series = row.readings.first().map(|(series, ..)| *series);
-                                format!("{series:?}")
-                            } else {
-                                String::new()
+                            // In a long table rows of several series come at one time; a wide one has a row for each time.
+                            let key = match (&self.profile.long, row.readings.first()) {
+                                (Some(_), Some((series, ..))) => format!("{series:?}"),
+                                _ => entity,
                             };
                             if self.local.len() >= ENTITIES_MAX && !self.local.contains_key(&key) {
                                 return Err(Error::invalid(format!(

@@ -291,6 +291,34 @@ fn tables_of_vendors_are_known_by_their_header() {
     assert_eq!(brief(&found), ["2 m energy_total 2026-02-13T09:00:00Z 28477.6 kWh good"]);
 }
 
+/// Which pass of the hour that comes twice a row belongs to is told by its own meter, whatever cells of it are empty.
+#[test]
+fn meters_of_one_table_have_clocks_of_their_own() {
+    let profile: Profile = serde_json::from_value(serde_json::json!({
+        "header": ["when"], "entity": "{meter}", "time": { "columns": ["when"], "format": "%Y-%m-%d %H:%M" },
+        "values": [{ "columns": ["in"], "metric": "import_energy" }, { "columns": ["out"], "metric": "export_energy" }],
+    }))
+    .expect("a profile");
+    profile.check().expect("a sound profile");
+    let options = FileOptions { profile: Some(Arc::new(profile)), ..options("Europe/Berlin") };
+    let rows = ["02:00,a,1,2", "02:00,b,,3", "02:00,a,,4", "02:00,b,5,", "03:00,a,1,1", "03:00,b,1,1"];
+    let text = format!("when,meter,in,out\n{}\n", rows.map(|row| format!("2025-10-26 {row}")).join("\n"));
+    let (found, refused) = read_as(&text, FileFormat::Mapped, &options).expect("a table");
+    assert_eq!(refused, []);
+    let mut shown: Vec<_> = brief(&found).into_iter().filter(|row| !row.contains("T02:00")).collect();
+    shown.sort();
+    assert_eq!(
+        shown,
+        [
+            "2 a export_energy 2025-10-26T00:00:00Z 2  good",
+            "2 a import_energy 2025-10-26T00:00:00Z 1  good",
+            "3 b export_energy 2025-10-26T00:00:00Z 3  good",
+            "4 a export_energy 2025-10-26T01:00:00Z 4  good",
+            "5 b import_energy 2025-10-26T01:00:00Z 5  good",
+        ]
+    );
+}
+
 #[test]
 fn tables_with_layouts_of_their_own_are_read() {
     let sma = "\u{feff}sep=,\nVersion CSV3|Tool WebUI|Linebreaks CR/LF|Delimiter comma\n\n,STP,STP,STP\n,SUNNY,SUNNY,SUNNY\n,S1,S1,S1\n,Metering.TotWhOut,GridMs.TotW (Avg),Operation.Health\n\
