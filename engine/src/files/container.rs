@@ -157,7 +157,7 @@ impl Unpacked {
     fn open(&mut self, file: FoundFile, out: &mut Vec<FoundFile>) -> Result<()> {
         let opened = File::open(&file.path).map_err(|error| unreadable(&file.name, &error))?;
         let size = opened.metadata().map_err(|error| unreadable(&file.name, &error))?.len();
-        let most = size.saturating_mul(RATIO_MAX).max(UNPACKED_FLOOR).min(UNPACKED_MAX);
+        let most = size.saturating_mul(RATIO_MAX).clamp(UNPACKED_FLOOR, UNPACKED_MAX);
         let head = file.head()?;
         if head.starts_with(b"PK\x03\x04") {
             return self.open_zip(&file, opened, most, out);

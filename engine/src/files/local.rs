@@ -108,7 +108,7 @@ impl<T> LocalTimes<T> {
                 for (skipped, held) in held {
                     match self.instant(skipped, true) {
                         Some(moved) if moved == at || self.recent.contains(&moved) => {
-                            out(Placed::Skipped, held)
+                            out(Placed::Skipped, held);
                         }
                         Some(moved) if !self.is_descending && moved > at => self.gap.push((skipped, held)),
                         Some(moved) => out(Placed::About(moved), held),

@@ -66,7 +66,7 @@ impl<R: BufRead> Reader<R> {
             Placed::At(at) => rows.push(series, at, value, Quality::Good, line),
             Placed::About(at) => rows.push(series, at, value, Quality::Estimated, line),
             Placed::Skipped | Placed::Refused => {
-                rows.refuse(line, "the clock shows this time twice or not at all")
+                rows.refuse(line, "the clock shows this time twice or not at all");
             }
         };
         for row in block {

@@ -39,10 +39,10 @@ const ERRORS_OF_PART: usize = 100_000;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Formats are found out by content. Files of vendors and utilities: NEM12 and NEM13, Green Button (ESPI),
+    after_help = "Formats are found out by content. Files of vendors and utilities: NEM12 and NEM13, Green Button,
 InfluxDB line protocol and annotated CSV, SolarEdge JSON, CSV of Enphase, SMA, Shelly, Fluvius,
-Ameren, DSMR-reader, HomeWizard, NISC, Chronograf. Our own: CSV, NDJSON, Parquet. All also as gzip or
-zstd, in zip, tar and folders.
+Ameren, DSMR-reader, HomeWizard, NISC, Chronograf. Our own: CSV, NDJSON, Parquet. All also as
+gzip or zstd, in zip, tar and folders.
 
 Examples:
   wattlake import readings.csv

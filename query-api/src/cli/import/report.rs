@@ -215,6 +215,11 @@ impl Report {
                     RecordBatch::try_from_iter(columns).and_then(|batch| pretty_format_batches(&[batch]));
                 println!("{}", table.map_err(|error| Failure::failed(error.to_string()))?);
             }
+            if rows.len() > SERIES_SHOWN {
+                let first = rows.iter().map(|(_, count)| count.first).min().unwrap_or_default();
+                let last = rows.iter().map(|(_, count)| count.last).max().unwrap_or_default();
+                println!("{} series from {} to {}; --json lists them", rows.len(), time(first), time(last));
+            }
             let verb = if args.dry_run { "would be stored" } else { "stored" };
             let rate = self.total.accepted as f64 / seconds.max(0.001);
             let (accepted, rejected, registered) =
