@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Bytes of a file, which is read as a whole.
-const FILE_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of a file, which is read as a whole and takes some ten times as much memory.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Names of answers that have readings.
 const ROOTS: [&str; 5] = ["energy", "power", "energyDetails", "powerDetails", "storageData"];
 

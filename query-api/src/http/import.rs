@@ -255,8 +255,11 @@ pub(super) async fn finish(
     let bulk = bulk.ok_or_else(|| ApiError::not_found(format!("import {id} is finished")))?;
     let stored = if import.is_preview { bulk.preview().await? } else { bulk.finish().await? };
     let new = stored.rows - stored.corrected - stored.identical;
-    Ok(json_response(&json!({ "new": new, "corrected": stored.corrected, "identical": stored.identical,
-        "batch": stored.batch.map(|batch| batch.0) })))
+    let mut answer = json!({ "new": new, "corrected": stored.corrected, "identical": stored.identical });
+    if let Some(batch) = stored.batch {
+        answer["batch"] = batch.0.into();
+    }
+    Ok(json_response(&answer))
 }
 
 #[derive(Debug, Deserialize)]
