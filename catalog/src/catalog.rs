@@ -151,6 +151,21 @@ impl Catalog {
         present(self.finish(tx).await?.source(id), id)
     }
 
+    /// Changes some fields of an energy source's metadata and leaves everything else as it is by then, whoever changes it meanwhile; a
+    /// null takes a field away. For what the server itself notes: no secrets.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such source.
+    pub async fn note_source(
+        &self,
+        id: EntityId,
+        fields: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<EnergySource> {
+        let mut tx = self.begin().await?;
+        self.writer(&mut tx).note_source(id, fields).await?;
+        present(self.finish(tx).await?.source(id), id)
+    }
+
     /// Creates a site with its whole tree in one transaction.
     pub async fn onboard(&self, draft: &OnboardingDraft) -> Result<NewEntities> {
         let mut tx = self.begin().await?;

@@ -349,6 +349,24 @@ impl Writer<'_> {
         self.write_external_id(id, &draft.metadata).await
     }
 
+    /// Changes fields of the metadata as they are now. The time of the last change stays: it is that of what users change.
+    pub(crate) async fn note_source(&mut self, id: EntityId, fields: &Metadata) -> Result<()> {
+        let lock = if matches!(self.tx, Tx::Postgres(_)) { " FOR UPDATE" } else { "" };
+        let sql = format!("SELECT metadata FROM energy_sources WHERE id = $1{lock}");
+        let row = self.tx.row(&sql, params![id]).await?;
+        let row = row.ok_or_else(|| Error::not_found(format!("no energy source {id}")))?;
+        let mut metadata = row.json(0)?.as_object().cloned().unwrap_or_default();
+        for (name, value) in fields {
+            match value {
+                Json::Null => drop(metadata.remove(name)),
+                value => drop(metadata.insert(name.clone(), value.clone())),
+            }
+        }
+        let sql = "UPDATE energy_sources SET metadata = $2 WHERE id = $1";
+        self.tx.execute(sql, params![id, Json::Object(metadata)]).await?;
+        Ok(())
+    }
+
     /// Creates a site and everything on it.
     pub(crate) async fn onboard(&mut self, draft: &OnboardingDraft) -> Result<NewEntities> {
         let site_id = self.create_site(&draft.site).await?;

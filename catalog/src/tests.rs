@@ -236,6 +236,28 @@ mod suite {
         assert!(catalog.key.open(&text, m.0, "apiKey").is_err(), "moved to another row");
         catalog.update_source(source.id, &EnergySourceDraft::from(&source)).await.expect("update");
         assert_eq!(stored().await, sealed, "*** means unchanged");
+        let mut moved = EnergySourceDraft::from(&source);
+        moved.metadata.insert("baseUrl".into(), "https://a.example/v2".into());
+        let error = catalog.update_source(source.id, &moved).await.expect_err("a secret for another address");
+        assert!(error.message.contains("metadata.apiKey: give it anew, since baseUrl changes"), "{error}");
+        moved.metadata.insert("apiKey".into(), "hunter3".into());
+        let moved = catalog.update_source(source.id, &moved).await.expect("update");
+        let mut other_path = EnergySourceDraft::from(&moved);
+        other_path.metadata.insert("baseUrl".into(), "https://a.example/v3".into());
+        let changed = catalog.update_source(source.id, &other_path).await.expect("the same host");
+        // What the server notes takes nothing back that somebody changed since it looked.
+        let note = json!({ "connectionStatus": "connected", "lastError": null });
+        let noted = catalog.note_source(source.id, note.as_object().expect("fields")).await.expect("noted");
+        assert_eq!(noted.metadata["baseUrl"], "https://a.example/v3");
+        assert_eq!(
+            (noted.metadata["connectionStatus"].as_str(), noted.metadata.get("lastError")),
+            (Some("connected"), None)
+        );
+        assert_eq!(noted.updated_at, changed.updated_at);
+        let opened = catalog.source_with_secrets(source.id).await.expect("source");
+        assert_eq!(opened.metadata["apiKey"], "hunter3");
+        let missing = catalog.note_source(EntityId::random(), &serde_json::Map::new()).await;
+        assert_eq!(missing.expect_err("no source").kind, ErrorKind::NotFound);
     }
 
     pub(super) async fn onboarding_is_all_or_nothing(catalog: &Catalog) {

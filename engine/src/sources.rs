@@ -113,10 +113,8 @@ struct Source {
     /// The metadata that it was read from, without what the runner writes.
     told: Map<String, Value>,
     zone: TimeZone,
-    /// When the source was changed last, by others or by us: secrets look the same whatever they are.
-    changed: Mutex<Timestamp>,
-    /// We are changing it.
-    is_noting: AtomicBool,
+    /// When somebody changed the source last: secrets look the same whatever they are.
+    changed: Timestamp,
     /// A backfill was asked for.
     has_new_job: AtomicBool,
     /// Held during a turn.

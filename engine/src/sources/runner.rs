@@ -11,9 +11,9 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::{sync::Mutex as TurnMutex, task::JoinSet};
-use wattlake_catalog::{EnergySource, EnergySourceDraft, EntityId, JobState};
+use wattlake_catalog::{EnergySource, EntityId, JobState};
 
 use super::{
     Glance, MQTT, SECOND, Source, Sources,
@@ -148,10 +148,7 @@ impl Sources {
             wanted.push(source.id);
             let known = self.0.known.lock().sources.get(&source.id).cloned();
             let is_same = known.is_some_and(|known| {
-                known.is_noting.load(Ordering::Acquire)
-                    || (known.told == told(source)
-                        && known.zone == zone
-                        && *known.changed.lock() == source.updated_at)
+                known.told == told(source) && known.zone == zone && known.changed == source.updated_at
             });
             if !is_same {
                 fresh.push(self.take_up(source, zone).await?);
@@ -271,8 +268,7 @@ impl Sources {
             id: source.id,
             told: told(source),
             zone,
-            changed: Mutex::new(source.updated_at),
-            is_noting: AtomicBool::new(false),
+            changed: source.updated_at,
             has_new_job: AtomicBool::new(false),
             work: TurnMutex::new(work),
             before: Mutex::new(None),
@@ -385,27 +381,15 @@ impl Sources {
         tested: Option<Timestamp>,
         error: Option<&str>,
     ) -> Result<()> {
-        let fleet = self.engine().catalog().fleet();
-        let Some(source) = fleet.source(id) else { return Ok(()) };
-        let mut draft = EnergySourceDraft::from(source);
-        draft.metadata.insert("connectionStatus".into(), status.into());
-        if let Some(tested) = tested {
-            draft.metadata.insert("lastTested".into(), tested.to_string().into());
+        let error = error.filter(|_| status != "connected").map_or(Value::Null, Value::from);
+        let mut fields =
+            Map::from_iter([("connectionStatus".into(), status.into()), ("lastError".into(), error)]);
+        fields.extend(tested.map(|tested| ("lastTested".to_owned(), tested.to_string().into())));
+        match self.engine().catalog().note_source(id, &fields).await {
+            Ok(_) => Ok(()),
+            // Somebody has deleted it meanwhile.
+            Err(error) if error.kind == wattlake_catalog::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        match error.filter(|_| status != "connected") {
-            Some(error) => drop(draft.metadata.insert("lastError".into(), error.into())),
-            None => drop(draft.metadata.remove("lastError")),
-        }
-        let known = self.0.known.lock().sources.get(&id).cloned();
-        known.iter().for_each(|known| known.is_noting.store(true, Ordering::Release));
-        let changed = self.engine().catalog().update_source(id, &draft).await;
-        if let Some(known) = known {
-            changed.iter().for_each(|source| *known.changed.lock() = source.updated_at);
-            known.is_noting.store(false, Ordering::Release);
-            // What others changed meanwhile is looked at again.
-            self.0.known.lock().fleet = None;
-        }
-        changed?;
-        Ok(())
     }
 }

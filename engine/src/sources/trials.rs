@@ -6,7 +6,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
-use wattlake_catalog::{EnergySource, EnergySourceDraft, EntityId, Quality};
+use wattlake_catalog::{EnergySource, EntityId, Quality};
 
 use super::{
     MQTT, SECOND, Source, SourceStatus, Sources,
@@ -135,13 +135,8 @@ impl Sources {
     }
 
     async fn pin(&self, id: EntityId, sha256: &str) -> Result<()> {
-        let fleet = self.engine().catalog().fleet();
-        let source = fleet
-            .source(id)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no energy source {id}")))?;
-        let mut draft = EnergySourceDraft::from(source);
-        draft.metadata.insert("pinSha256".into(), sha256.into());
-        self.engine().catalog().update_source(id, &draft).await?;
+        let fields = Map::from_iter([("pinSha256".to_owned(), sha256.into())]);
+        self.engine().catalog().note_source(id, &fields).await?;
         Ok(())
     }
 
