@@ -42,7 +42,26 @@ fn bench() -> &'static Bench {
     })
 }
 
+/// The libraries of Arrow and Parquet panic on some damaged bodies. The engine catches that and refuses the body; a fuzzer would end at it.
+fn bear_panics_of_libraries() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let before = std::panic::take_hook();
+        // Bodies are decoded on threads of that name.
+        std::panic::set_hook(Box::new(move |info| {
+            if std::thread::current().name() != Some("tokio-rt-worker") {
+                before(info);
+            }
+        }));
+    });
+}
+
 fn decode(part: Part) {
+    let is_ours =
+        !matches!(part.format, BodyFormat::ArrowStream | BodyFormat::Parquet) || part.lines.is_some();
+    if !is_ours {
+        bear_panics_of_libraries();
+    }
     let Bench { runtime, ingest, .. } = bench();
     let request = IngestRequest {
         format: part.format,
@@ -56,8 +75,8 @@ fn decode(part: Part) {
         errors_max: 100,
     };
     if let Err(error) = runtime.block_on(ingest.decode_part(request)) {
-        // A decoder that panics is caught there, and is what is looked for here.
-        assert!(!error.message.contains("its decoder failed"), "{error}");
+        // A decoder of ours that panics is caught there, and is what is looked for here.
+        assert!(!is_ours || !error.message.contains("its decoder failed"), "{error}");
     }
 }
 
