@@ -26,6 +26,12 @@ fn connectors() -> Vec<SourceSettings> {
         };
         SourceSettings::read(&source, &TimeZone::UTC).expect("sound settings")
     };
+    let preset = |name: &str| {
+        settings(
+            json!({ "useAPI": true, "apiProvider": "http_json", "baseUrl": "http://10.0.0.1", "local": true, "preset": name,
+            "auth": { "kind": "bearer", "token": "canary-key" } }),
+        )
+    };
     vec![
         settings(
             json!({ "useAPI": true, "apiProvider": "solaredge", "systemId": "1", "apiKey": "canary-key",
@@ -46,6 +52,19 @@ fn connectors() -> Vec<SourceSettings> {
         settings(
             json!({ "useAPI": true, "apiProvider": "http_json", "baseUrl": "http://10.0.0.1", "local": true, "preset": "homewizard", "auth": { "kind": "bearer", "token": "canary-key" } }),
         ),
+        settings(
+            json!({ "useAPI": true, "apiProvider": "http_json", "baseUrl": "http://10.0.0.1", "local": true, "preset": "fronius",
+            "streams": ["meter", "inverter", "archive"], "auth": { "kind": "bearer", "token": "canary-key" } }),
+        ),
+        settings(
+            json!({ "useAPI": true, "apiProvider": "http_json", "baseUrl": "http://10.0.0.1", "local": true, "preset": "iq_gateway",
+            "streams": ["production", "registers", "batteries", "inverters"], "auth": { "kind": "bearer", "token": "canary-key" } }),
+        ),
+        preset("homewizard_v2"),
+        preset("homewizard_battery"),
+        preset("opendtu"),
+        preset("powerwall"),
+        preset("tasmota"),
     ]
 }
 
