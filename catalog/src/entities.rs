@@ -452,6 +452,7 @@ impl Writer<'_> {
         for table in ["wattlake_gap", "wattlake_job"] {
             self.tx.execute(&format!("DELETE FROM {table} WHERE source_id = $1"), params![id]).await?;
         }
+        self.tx.execute("DELETE FROM wattlake_gap WHERE entity_id = $1", params![id]).await?;
         let sql = "DELETE FROM energy_sources WHERE id = $1";
         self.expect_found(sql, params![id], "energy source", id.0).await
     }
@@ -467,6 +468,7 @@ impl Writer<'_> {
             self.tx.execute("UPDATE meters SET parent_meter_id = NULL WHERE id = $1", params![*id]).await?;
         }
         for id in meters {
+            self.tx.execute("DELETE FROM wattlake_gap WHERE entity_id = $1", params![*id]).await?;
             self.tx.execute("DELETE FROM meters WHERE id = $1", params![*id]).await?;
         }
         Ok(())

@@ -143,6 +143,13 @@ impl Fleet {
 }
 
 impl Entity<'_> {
+    pub fn is_active(self) -> bool {
+        match self {
+            Self::Meter(meter) => meter.active,
+            Self::Source(source) => source.active,
+        }
+    }
+
     pub fn entity_type(self) -> EntityType {
         match self {
             Self::Meter(_) => EntityType::Meter,

@@ -30,7 +30,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use fleet::{Entity, Fleet};
 pub use fleet_copy::FleetCopy;
 pub use foreign::{ForeignDatabase, ForeignReading, Refused};
-pub use gaps::{Gap, GapState};
+pub use gaps::{Gap, GapFilter, GapState};
 pub use grants::Grant;
 pub use jobs::{Job, JobState};
 pub use manifest::{

@@ -12,6 +12,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "maintenance", include_str!("../migrations/0002_maintenance.sql")),
     (3, "block sums", include_str!("../migrations/0003_block_sums.sql")),
     (4, "sources", include_str!("../migrations/0004_sources.sql")),
+    (5, "gaps", include_str!("../migrations/0005_gaps.sql")),
 ];
 
 /// Brings the schema to this binary's version, each step in one transaction.

@@ -4,7 +4,7 @@ mod postgres;
 
 use std::{path::Path, sync::atomic::AtomicUsize};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 use super::*;
@@ -527,7 +527,7 @@ mod suite {
         let at = |second: i64| Timestamp::from_second(second).expect("a time");
         let gap = |n: i64, state: GapState| Gap {
             id: uuid::Uuid::from_u128(n as u128),
-            source_id: source,
+            source_id: Some(source),
             entity_id: source,
             stream: "energy".into(),
             metric: "energy".into(),
@@ -538,22 +538,44 @@ mod suite {
             asked: 1,
             asked_at: at(9_000),
             proof: (state != GapState::Open).then(|| "seen".into()),
+            cadence: (n != 3).then(|| SignedDuration::from_millis(900_500)),
         };
         catalog
             .save_gaps(&[gap(1, GapState::Open), gap(2, GapState::Open), gap(3, GapState::Open)])
             .await
             .expect("kept");
         catalog.save_gaps(&[gap(1, GapState::Filled), gap(3, GapState::Empty)]).await.expect("changed");
+        let listed = async |filter: GapFilter<'_>, limit| {
+            let gaps = catalog.gaps(&filter, limit).await.expect("gaps");
+            gaps.iter().map(|gap| gap.id.as_u128() as i64).collect::<Vec<_>>()
+        };
+        let all = GapFilter::default();
         assert_eq!(
-            catalog.gaps(Some(source), Some(GapState::Open), 10).await.expect("gaps"),
-            [gap(2, GapState::Open)]
-        );
-        assert_eq!(
-            catalog.gaps(None, None, 2).await.expect("gaps"),
+            catalog.gaps(&all, 2).await.expect("gaps"),
             [gap(3, GapState::Empty), gap(2, GapState::Open)]
         );
+        let open = GapFilter { source: Some(source), state: Some(GapState::Open), ..all };
+        assert_eq!(listed(open, 10).await, [2]);
+        assert_eq!(listed(GapFilter { between: Some((at(900), at(1800))), ..all }, 10).await, [1]);
+        assert_eq!(listed(GapFilter { after: Some(gap(3, GapState::Empty).id), ..all }, 1).await, [2]);
+        let of_nobody = GapFilter { entity: Some(EntityId(uuid::Uuid::nil())), ..all };
+        assert!(listed(of_nobody, 10).await.is_empty());
+        // Those that begin together come by their ids, page by page as well.
+        let twins = [4, 5].map(|n| Gap {
+            id: uuid::Uuid::from_u128(n),
+            source_id: None,
+            stream: "live".into(),
+            ..gap(2, GapState::Open)
+        });
+        catalog.save_gaps(&twins).await.expect("kept");
+        assert_eq!(listed(GapFilter { stream: Some("live"), ..all }, 10).await, [4, 5]);
+        assert_eq!(listed(GapFilter { after: Some(twins[0].id), ..all }, 10).await, [5, 1]);
+        assert!(
+            catalog.has_gap(twins[0].id).await.expect("asked")
+                && !catalog.has_gap(uuid::Uuid::nil()).await.expect("asked")
+        );
         assert_eq!(catalog.forget_closed_gaps(at(3_000)).await.expect("forgotten"), 1);
-        assert_eq!(catalog.gaps(None, None, 10).await.expect("gaps").len(), 2);
+        assert_eq!(listed(all, 10).await, [3, 2, 4, 5]);
         // A job ends once.
         let job = Job {
             id: uuid::Uuid::now_v7(),
@@ -572,7 +594,7 @@ mod suite {
         let ended = Job { state: JobState::Failed, error: Some("why".into()), updated_at: at(9_001), ..job };
         assert_eq!(catalog.jobs().await.expect("jobs"), [ended]);
         catalog.delete_source(source).await.expect("deleted");
-        assert!(catalog.gaps(None, None, 10).await.expect("gaps").is_empty());
+        assert!(listed(all, 10).await.is_empty());
         assert!(catalog.jobs().await.expect("jobs").is_empty());
         assert_eq!(catalog.progress().await.expect("progress").len(), 1);
     }

@@ -20,6 +20,7 @@ mod scan;
 mod schema;
 mod series_totals;
 mod storage;
+mod times;
 
 pub use checked_store::CheckedStore;
 pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
@@ -38,3 +39,4 @@ pub use schema::measurement_schema;
 pub use series_totals::{SeriesTotals, TotalledSeries};
 pub(crate) use series_totals::{SeriesTotalsWriter, read_series_totals};
 pub use storage::Storage;
+pub(crate) use times::read_times;

@@ -75,8 +75,8 @@ pub use register::{GLITCH_LASTS, Register, Step};
 pub use rows::{Rows, SeriesRows};
 pub use series::{SeriesId, SeriesKey, UnitId};
 pub use sources::{
-    BackfillPlan, BudgetStatus, ConnectionTest, DryReading, DryRun, FoundDevice, FoundSystem, JobStatus,
-    Obstacle, PROVIDERS, Replayed, SourceStatus, Sources, jq,
+    BackfillPlan, BudgetStatus, CadenceChange, ConnectionTest, DryReading, DryRun, FoundDevice, FoundSystem,
+    JobStatus, Obstacle, PROVIDERS, Replayed, SourceStatus, Sources, jq,
 };
 pub use summary::{HOLD_CADENCES, Point, Summary};
 pub use verify::{Problem, ProblemKind, VerifyReport};

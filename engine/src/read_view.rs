@@ -1,7 +1,7 @@
 //! [`ReadView`]: one consistent picture for one query.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ops::{Range, RangeInclusive},
     sync::Arc,
 };
@@ -10,7 +10,9 @@ use wattlake_catalog::{DataFile, EntityId, Manifest};
 
 use crate::{
     DaySummary, Error, LatestReading, Result, SeriesKey, SeriesRows, SeriesTotals, Storage, StoredReading,
-    archive::{Level, WantedSeries, deleted_rows, find_rows, read_day_summaries, read_row_ranges},
+    archive::{
+        Level, WantedSeries, deleted_rows, find_rows, read_day_summaries, read_row_ranges, read_times,
+    },
     flush::wanted_series,
     version::{HotView, Versions},
 };
@@ -55,6 +57,45 @@ impl ReadView {
             times.retain(|ts| !found.contains(ts));
         }
         Ok(times)
+    }
+
+    /// Times with `from <= ts < to` of the readings of each series that `wanted` picks, in order; by metric and entity. `None`: there
+    /// are more than `limit`.
+    pub(crate) async fn times(
+        &self,
+        from: i64,
+        to: i64,
+        limit: usize,
+        wanted: impl Fn(&SeriesKey) -> bool,
+    ) -> Result<Option<BTreeMap<(Arc<str>, EntityId), Vec<i64>>>> {
+        let mut found: BTreeMap<_, Vec<i64>> = BTreeMap::new();
+        let mut count = 0;
+        for series in self.hot.select(from, to, &wanted) {
+            count += series.rows.len();
+            found.insert((Arc::clone(&series.key.metric), series.key.entity), series.rows.ts);
+        }
+        for file in &self.manifest.files {
+            if file.bounds.min_ts >= to || file.bounds.max_ts < from || count > limit {
+                continue;
+            }
+            let hidden = deleted_rows(&self.storage, file).await?;
+            read_times(&self.storage, file, &hidden, |key, ts| {
+                let inside = ts.partition_point(|ts| *ts < from)..ts.partition_point(|ts| *ts < to);
+                if inside.is_empty() || count > limit || !wanted(key) {
+                    return Ok(());
+                }
+                count += inside.len();
+                let times = found.entry((Arc::clone(&key.metric), key.entity)).or_default();
+                times.extend_from_slice(&ts[inside]);
+                Ok(())
+            })
+            .await?;
+        }
+        for times in found.values_mut() {
+            times.sort_unstable();
+            times.dedup();
+        }
+        Ok((count <= limit).then_some(found))
     }
 
     /// The rows of a file that this view must not show: deleted ones, and those that a reading in memory supersedes.

@@ -3,6 +3,7 @@
 //! A [connector](connector) knows how a vendor is asked and what an answer says. Everything else is common: [when](schedule) a source has
 //! its [turn](turn), how many [calls](budget) its credential has left, which [window](cursor) comes next, what is done about a
 //! [failure], where the readings [go](store), what is [missing](gaps), and how [history](backfill) is fetched.
+//! What comes by itself, or is pushed by others, is [watched](watch).
 //!
 //! Gateways and brokers at home are [mapped](mapping) by configuration, over [HTTP](http_json) or [MQTT](mqtt). What users do is in [trials] and [jobs]; the
 //! [runner] gives turns.
@@ -34,9 +35,10 @@ mod solaredge;
 mod store;
 mod trials;
 mod turn;
+mod watch;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -51,12 +53,13 @@ use tokio::{
 use uuid::Uuid;
 use wattlake_catalog::{EnergySource, EntityId, Fleet};
 
-use self::{ask::Asker, failure::Class, turn::Work};
+use self::{ask::Asker, failure::Class, turn::Work, watch::Watch};
 pub use self::{
     connector::{FoundDevice, FoundSystem},
     jobs::{BackfillPlan, BudgetStatus, JobStatus},
     settings::{Obstacle, PROVIDERS},
     trials::{ConnectionTest, DryReading, DryRun, Replayed},
+    watch::CadenceChange,
 };
 use crate::Engine;
 
@@ -97,6 +100,11 @@ struct Shared {
     known: Mutex<Known>,
     wake: Notify,
     stopping: AtomicBool,
+    /// Told when it is stopping.
+    stopped: Notify,
+    /// Days that were looked at; `None`: the last process knows.
+    watch: Mutex<Option<Watch>>,
+    changes: Mutex<VecDeque<CadenceChange>>,
 }
 
 #[derive(Default)]
@@ -148,6 +156,8 @@ struct Glance {
     readings: u64,
     refused: u64,
     other_cadences: Vec<(&'static str, i64)>,
+    /// Series whose gaps its vendor is asked for.
+    watched: BTreeSet<(EntityId, Arc<str>)>,
     /// The status that the catalog shows.
     shown: Option<String>,
 }
@@ -171,8 +181,15 @@ fn told(source: &EnergySource) -> Map<String, Value> {
 impl Sources {
     pub fn new(engine: Arc<Engine>) -> Self {
         let asker = Asker::new(engine);
-        let shared =
-            Shared { asker, known: Mutex::default(), wake: Notify::new(), stopping: AtomicBool::new(false) };
+        let shared = Shared {
+            asker,
+            known: Mutex::default(),
+            wake: Notify::new(),
+            stopping: AtomicBool::new(false),
+            stopped: Notify::new(),
+            watch: Mutex::default(),
+            changes: Mutex::default(),
+        };
         Self(Arc::new(shared))
     }
 

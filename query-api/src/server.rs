@@ -250,11 +250,14 @@ pub(crate) async fn run(
             sources.run().await;
         }
     });
+    let watcher = open.sources.clone();
+    let watching = tokio::spawn(async move { watcher.watch().await });
     let served = listening.serve(stop).await;
     open.sources.stop();
     // After a failure of the log nothing is flushed: what is in memory is replayed from what is on disk.
     served?;
-    if tokio::time::timeout(LAST_TURNS, polling).await.is_err() {
+    let last = async { tokio::join!(polling, watching) };
+    if tokio::time::timeout(LAST_TURNS, last).await.is_err() {
         tracing::warn!("sources that are still waiting for their vendors go on at the next start");
     }
     open.close().await

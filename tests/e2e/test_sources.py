@@ -714,6 +714,67 @@ def test_messages_of_a_broker_are_stored_once_whoever_falls_over(start, broker):
     assert "canary" not in server.log_text()
 
 
+def test_what_comes_by_itself_is_watched_for_gaps(start, broker, tmp_path):
+    """A plug by MQTT and a meter that is pushed to: holes are listed a day later, filled, or empty a week later; kills do not matter."""
+    begin, clock = 1_772_409_600, tmp_path / "clock"  # 2026-03-02
+
+    def set_day(day):
+        clock.write_bytes(struct.pack("<q", int((begin + day * DAY + 3600) * 1_000_000)))
+
+    set_day(0)
+    server = start(env={"TEST_CLOCK_FILE": str(clock)})
+    rows = {"rows": "$.payload[*]", "time": {"path": "$.t", "format": "epoch_s"}}
+    metadata = {"useAPI": True, "apiProvider": "mqtt", "brokerUrl": f"mqtt://127.0.0.1:{broker.port}", "local": True, "user": "user",
+                "password": "canary-password", "topics": [
+                    {"topic": "tele/+", "map": [rows | {"device": "{topic(1)}", "values": [{"metric": "power", "path": "$.w", "unit": "W"}]}]},
+                    {"topic": "grid", "map": [rows | {"values": [{"metric": "grid_power", "path": "$.w", "unit": "W"}]}]}]}
+    body = {"site": {"name": "home"}, "meters": [
+        {"name": "grid", "category": "CONS", "sources": [{"name": "broker", "sourceType": "grid", "metadata": metadata}]},
+        {"name": "plug", "category": "CONS", "metadata": {"externalId": "plug-1"}},
+        {"name": "pushed", "category": "CONS"}]}
+    made = server.post("/api/onboarding/complete", json=body).json()
+    source, (_, plug, pushed) = made["sourceIds"][0], made["meterIds"]
+    wait_until(lambda: server.get(f"/api/energy-sources/{source}").json()["metadata"].get("connectionStatus") == "connected", "the connection")
+    hole = range(begin + 3 * DAY + 3 * 3600, begin + 3 * DAY + 5 * 3600)
+    count = lambda: server.sql("SELECT count(*) AS n FROM measurements")[0]["n"]
+    gaps = lambda **params: [(g["from"], g["to"], g["state"]) for g in server.get("/api/gaps", params=params).json()]
+    expected = 0
+    for day in range(11):
+        times = [t for t in range(begin + day * DAY, begin + (day + 1) * DAY, 300) if t not in hole]
+        set_day(day + 1)
+        for topic in ("tele/plug-1", "grid"):
+            broker.publish(topic, json.dumps([{"t": t, "w": 100} for t in times]))
+        server.write("\n".join(f"power,entity_id={pushed} value=1 {t}" for t in times))
+        expected += 3 * len(times)
+        wait_until(lambda: count() == expected, f"the readings of day {day}", 60)
+        if day % 3 == 1:
+            server.kill()
+            server.start()
+        span = ("2026-03-05T03:00:00Z", "2026-03-05T05:00:00Z")
+        if day == 4:
+            wait_until(lambda: len(gaps(state="open")) == 3, "the holes of day 3", 60)
+            assert gaps() == [(*span, "open")] * 3
+            assert gaps(sourceId=source) == [(*span, "open")] and gaps(entityId=plug) == [(*span, "open")]
+            shown = server.cli("gaps", "--entity", pushed, "--state", "open").stdout
+            assert "2026-03-05T03:00:00Z" in shown and "live" in shown and "300" in shown
+            # Somebody brings what was missing.
+            server.write("\n".join(f"power,entity_id={plug} value=2 {t}" for t in hole if t % 300 == 0))
+            expected += len(hole) // 300
+        if day == 6:
+            wait_until(lambda: gaps(entityId=plug) == [(*span, "filled")], "what was brought", 60)
+    wait_until(lambda: not gaps(state="open"), "the end of the wait", 60)
+    assert gaps(entityId=plug) == [(*span, "filled")] and gaps(entityId=pushed) == gaps(sourceId=source) == [(*span, "empty")]
+    proofs = {g["entityId"]: g["proof"] for g in server.get("/api/gaps").json()}
+    assert "nobody can be asked" in proofs[pushed] and "readings for all of it" in proofs[plug]
+    # Whoever sees another site sees none of it; what is deleted has no gaps.
+    other = server.post("/api/sites", json={"name": "other"}).json()["id"]
+    token = server.cli("token", "create", "--name", "other", "--scope", "read", "--site", other).stdout.strip()
+    wait_until(lambda: server.get("/api/gaps", token=token).status_code == 200, "the token")
+    assert server.get("/api/gaps", token=token).json() == []
+    assert server.request("DELETE", f"/api/meters/{pushed}?cascade=true").status_code < 300
+    assert len(gaps()) == 2
+
+
 def test_a_gateway_with_a_certificate_of_its_own_is_known_by_it(start, device, tmp_path):
     def serve(name, port=0):
         key, cert = tmp_path / f"{name}.key", tmp_path / f"{name}.crt"

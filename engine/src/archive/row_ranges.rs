@@ -52,7 +52,10 @@ pub(crate) async fn read_row_ranges(
     }
     let mut readings = Vec::with_capacity(lengths.iter().sum());
     let columns = ["timestamp", "value", "quality"];
-    read_selected(storage, file, selectors, &columns, |batch| append(batch, &mut readings)).await?;
+    read_selected(storage, file, selectors.into(), &columns, |batch| {
+        append(batch, &mut readings).ok_or_else(|| not_readings(file))
+    })
+    .await?;
     check_count(file, readings.len(), lengths.iter().sum())?;
     let mut readings = readings.into_iter();
     Ok(lengths.into_iter().map(|length| readings.by_ref().take(length).collect()).collect())
@@ -85,20 +88,22 @@ pub(crate) async fn read_rows_at(
             }
             Some(())
         };
-        read_selected(storage, file, selectors, &columns, &mut take).await?;
+        read_selected(storage, file, selectors.into(), &columns, |batch| {
+            take(batch).ok_or_else(|| not_readings(file))
+        })
+        .await?;
     }
     check_count(file, readings.len(), positions.len())?;
     Ok(readings.into_iter().zip(units).collect())
 }
 
-/// Reads some columns of some rows; `take` answers `None` for what is not a table of readings. Pages without any of the rows are
-/// not read.
-async fn read_selected(
+/// Reads some columns of some rows. Pages without any of the rows are not read.
+pub(super) async fn read_selected(
     storage: &Storage,
     file: &DataFile,
-    selectors: Vec<RowSelector>,
+    rows: RowSelection,
     columns: &[&str],
-    mut take: impl FnMut(&RecordBatch) -> Option<()>,
+    mut take: impl FnMut(&RecordBatch) -> Result<()>,
 ) -> Result<()> {
     let options = ArrowReaderOptions::new()
         .with_schema(dictionary_schema())
@@ -106,17 +111,16 @@ async fn read_selected(
     let reader = ObjectReader::new(storage, &file.stored);
     let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-    let mut stream = builder
-        .with_projection(mask)
-        .with_row_selection(RowSelection::from(selectors))
-        .with_batch_size(BATCH_ROWS)
-        .build()?;
+    let mut stream =
+        builder.with_projection(mask).with_row_selection(rows).with_batch_size(BATCH_ROWS).build()?;
     while let Some(batch) = stream.try_next().await? {
-        take(&batch).ok_or_else(|| {
-            Error::corrupt(format!("data file {}: not a table of readings", file.stored.path))
-        })?;
+        take(&batch)?;
     }
     Ok(())
+}
+
+fn not_readings(file: &DataFile) -> Error {
+    Error::corrupt(format!("data file {}: not a table of readings", file.stored.path))
 }
 
 fn check_count(file: &DataFile, found: usize, wanted: usize) -> Result<()> {

@@ -169,7 +169,7 @@ fn dictionary<'a>(batch: &'a RecordBatch, name: &str, path: &str) -> Result<&'a 
     column.as_dictionary_opt().ok_or_else(|| damaged(path, format!("column {name} is not text")))
 }
 
-fn times<'a>(batch: &'a RecordBatch, path: &str) -> Result<&'a [i64]> {
+pub(super) fn times<'a>(batch: &'a RecordBatch, path: &str) -> Result<&'a [i64]> {
     let ts = batch.column_by_name("timestamp");
     let ts = ts.and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
     Ok(ts.ok_or_else(|| damaged(path, "no times"))?.values())

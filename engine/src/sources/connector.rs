@@ -201,8 +201,8 @@ pub(crate) struct Point {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Decoded {
     pub points: Vec<Point>,
-    /// Intervals that the answer names without a value: the vendor has none.
-    pub empty: Vec<(Quantity, i64)>,
+    /// Intervals that the answer names without a value, with the device that they are of: the vendor has none.
+    pub empty: Vec<(Quantity, Option<String>, i64)>,
     /// The vendor has heard of the site until then; nothing later is final.
     pub heard_until: Option<i64>,
     /// The answer is about other times than those asked for: local times were not understood.

@@ -1,6 +1,6 @@
 //! How far a stream was read, and which window comes next.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,8 +12,8 @@ use super::{
 pub(crate) const DAY: i64 = 86_400 * SECOND;
 /// What was read is read again when it is so many days old: vendors fill and correct what they have shown.
 pub(crate) const AGAIN_DAYS: [i64; 3] = [1, 3, 7];
-/// A site that has been silent for longer is not waited for.
-const SILENT_DAYS_MAX: i64 = 30;
+/// A site or a device that has been silent for longer is not waited for.
+pub(crate) const SILENT_DAYS_MAX: i64 = 30;
 /// A source that was never asked begins so far back.
 const FIRST_LOOK: i64 = DAY;
 
@@ -33,12 +33,19 @@ pub(crate) struct Cursor {
     pub closed_until: i64,
     /// The last round found nothing new.
     pub is_silent: bool,
-    /// Seconds between readings, where they are others than expected.
-    pub cadence: Option<i64>,
-    /// The first reading.
-    pub data_from: Option<i64>,
-    /// What the vendor gives for the whole site.
-    pub seen: BTreeSet<Quantity>,
+    /// What the vendor gives, by the serial number of the device that it is of; empty: of the whole site.
+    pub known: BTreeMap<String, Known>,
+}
+
+/// What a vendor gives for a site or a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Known {
+    /// The first reading and the last one, microseconds since 1970 UTC.
+    pub from: i64,
+    pub to: i64,
+    /// The seconds between readings, where they are others than expected.
+    pub quantities: Vec<(Quantity, Option<i64>)>,
 }
 
 impl Cursor {

@@ -211,7 +211,7 @@ impl Connector for Enphase {
                 let value = match row.pointer(place) {
                     None => return Ok(()),
                     Some(Value::Null) => {
-                        decoded.empty.push((quantity, ts));
+                        decoded.empty.push((quantity, None, ts));
                         return Ok(());
                     }
                     Some(value) => {

@@ -1,49 +1,88 @@
-//! The ledger of gaps: what the cadence of a stream promises and no answer brought.
+//! The ledger of gaps: what the cadence of a series promises and no answer brought.
 //!
 //! A window that is read again a day, three and seven days later shows what is missing in it, and what has come meanwhile. An
-//! interval that an answer names without a value is none: the vendor says that there is nothing.
+//! interval that an answer names without a value is none: the vendor says that there is nothing. What nobody is asked for is
+//! [watched](super::watch) in the archive.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::SignedDuration;
 use uuid::Uuid;
-use wattlake_catalog::{Gap, GapState};
+use wattlake_catalog::{EntityId, Gap, GapFilter, GapState};
 
 use super::{
     SECOND,
     connector::{Decoded, Quantity, Stream, Window},
-    cursor::Cursor,
+    cursor::{Cursor, DAY, SILENT_DAYS_MAX},
     store::Places,
+    time,
 };
-use crate::{Engine, Result};
+use crate::{Engine, Result, SeriesKey};
 
-/// Stretches of a window in which an answer has no interval, by quantity.
-pub(crate) fn missing(
+/// A device (none: the whole site) and what an answer tells of it.
+type Told<'a> = (&'a str, Quantity);
+
+fn named(device: &Option<String>) -> &str {
+    device.as_deref().unwrap_or_default()
+}
+
+/// Times of the readings of an answer, in order.
+pub(crate) fn by_series(decoded: &Decoded) -> BTreeMap<Told<'_>, Vec<i64>> {
+    let mut times: BTreeMap<_, Vec<i64>> = BTreeMap::new();
+    for point in &decoded.points {
+        times.entry((named(&point.device), point.quantity)).or_default().push(point.ts);
+    }
+    for times in times.values_mut() {
+        times.sort_unstable();
+        times.dedup();
+    }
+    times
+}
+
+/// Times of a window that an answer should have told of a series.
+struct Missing<'a> {
+    told: Told<'a>,
+    /// Microseconds between readings.
+    step: i64,
+    times: Vec<i64>,
+}
+
+/// What an answer about a window does not tell.
+fn missing<'a>(
     stream: &Stream,
-    cursor: &Cursor,
+    cursor: &'a Cursor,
     window: Window,
-    decoded: &Decoded,
-) -> BTreeMap<Quantity, Vec<i64>> {
-    let Some(data_from) = cursor.data_from.filter(|_| !stream.is_sparse) else { return BTreeMap::new() };
-    let step = cursor.cadence.unwrap_or(stream.cadence) * SECOND;
-    let from = window.from.max(data_from);
-    let to = window.to.min(cursor.until);
-    let mut told: BTreeMap<Quantity, BTreeSet<i64>> = BTreeMap::new();
-    // What is told of devices is compared nowhere: they come and go.
-    for point in decoded.points.iter().filter(|point| point.device.is_none()) {
-        told.entry(point.quantity).or_default().insert(point.ts);
+    decoded: &'a Decoded,
+) -> Vec<Missing<'a>> {
+    if stream.is_sparse {
+        return Vec::new();
     }
-    for (quantity, ts) in &decoded.empty {
-        told.entry(*quantity).or_default().insert(*ts);
+    let mut told: BTreeMap<Told<'_>, BTreeSet<i64>> = BTreeMap::new();
+    for point in &decoded.points {
+        told.entry((named(&point.device), point.quantity)).or_default().insert(point.ts);
     }
-    let first = from + (-from).rem_euclid(step);
-    let missing = cursor.seen.iter().map(|quantity| {
-        let told = told.get(quantity);
-        let times = (first..to).step_by(step as usize);
-        let times = times.filter(|ts| told.is_none_or(|told| !told.contains(ts))).collect::<Vec<_>>();
-        (*quantity, times)
-    });
-    missing.filter(|(_, times)| !times.is_empty()).collect()
+    for (quantity, device, ts) in &decoded.empty {
+        told.entry((named(device), *quantity)).or_default().insert(*ts);
+    }
+    let mut all = Vec::new();
+    for (device, known) in &cursor.known {
+        let from = window.from.max(known.from);
+        let mut to = window.to.min(cursor.until);
+        if !device.is_empty() {
+            // One that was taken away is not waited for any longer than a site.
+            to = to.min(known.to + SILENT_DAYS_MAX * DAY);
+        }
+        for (quantity, cadence) in &known.quantities {
+            let step = cadence.unwrap_or(stream.cadence) * SECOND;
+            let told = told.get(&(device.as_str(), *quantity));
+            let times = (from + (-from).rem_euclid(step)..to).step_by(step as usize);
+            let times = times.filter(|ts| told.is_none_or(|told| !told.contains(ts))).collect::<Vec<_>>();
+            if !times.is_empty() {
+                all.push(Missing { told: (device, *quantity), step, times });
+            }
+        }
+    }
+    all
 }
 
 /// Times in order as stretches, `from <= ts < to`.
@@ -58,6 +97,27 @@ pub(crate) fn stretches(times: &[i64], step: i64) -> Vec<(i64, i64)> {
     out
 }
 
+/// A stretch of a series without readings, `from <= ts < to`; microseconds since 1970 UTC.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Hole {
+    pub series: SeriesKey,
+    pub from: i64,
+    pub to: i64,
+    /// Microseconds between readings.
+    pub cadence: i64,
+}
+
+/// A window of a page of the ledger that was looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look<'a> {
+    /// The energy source whose vendor was asked; none: the archive itself was looked at, and nobody was asked.
+    pub asked: Option<EntityId>,
+    pub stream: &'a str,
+    pub window: Window,
+    /// The window will not be looked at any more.
+    pub is_last: bool,
+}
+
 /// Brings the ledger up to date after a window was read again. `is_last`: it will not be asked for any more.
 pub(crate) async fn note(
     engine: &Engine,
@@ -68,82 +128,105 @@ pub(crate) async fn note(
     decoded: &Decoded,
     is_last: bool,
 ) -> Result<()> {
-    let id = places.source;
-    let mut open = engine.catalog().gaps(Some(id), Some(GapState::Open), i64::MAX).await?;
-    let inside = |gap: &Gap| (window.from..window.to).contains(&gap.from.as_microsecond());
-    open.retain(|gap| gap.stream == stream.name && inside(gap));
-    let missing = missing(stream, cursor, window, decoded);
-    if open.is_empty() && missing.is_empty() {
-        return Ok(());
-    }
-    let step = cursor.cadence.unwrap_or(stream.cadence) * SECOND;
     let view = engine.read_view();
-    let mut still = Vec::new();
-    for (quantity, times) in missing {
-        let Some(series) = places.series(quantity, None) else { continue };
-        for stretch in stretches(&view.missing(&series, times).await?, step) {
-            still.push((series.clone(), stretch));
+    let mut holes = Vec::new();
+    for missing in missing(stream, cursor, window, decoded) {
+        let (device, quantity) = missing.told;
+        let device = Some(device).filter(|device| !device.is_empty());
+        let Some(series) = places.series(quantity, device) else { continue };
+        for (from, to) in stretches(&view.missing(&series, missing.times).await?, missing.step) {
+            holes.push(Hole { series: series.clone(), from, to, cadence: missing.step });
         }
     }
-    let now = Timestamp::from_microsecond(engine.clock().now_micros()).unwrap_or_default();
-    let at = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default();
-    let nothing = |asked: i64| {
-        let times = if asked == 1 { "once".to_owned() } else { format!("{asked} times") };
-        format!("asked {times}, the last time at {now}: the vendor has nothing")
+    let look = Look { asked: Some(places.source), stream: stream.name, window, is_last };
+    write_down(engine, look, holes, |_| Some(places.source)).await
+}
+
+/// Writes down the holes of a window: new ones are open, those that are not there any more filled, and after the last look they are
+/// empty for good. `source_of`: the energy source of an entity.
+pub(crate) async fn write_down(
+    engine: &Engine,
+    look: Look<'_>,
+    mut holes: Vec<Hole>,
+    source_of: impl Fn(EntityId) -> Option<EntityId>,
+) -> Result<()> {
+    let filter = GapFilter {
+        source: look.asked,
+        state: Some(GapState::Open),
+        stream: Some(look.stream),
+        between: Some((time(look.window.from), time(look.window.to))),
+        ..GapFilter::default()
+    };
+    let open = engine.catalog().gaps(&filter, i64::MAX).await?;
+    let now = time(engine.clock().now_micros());
+    let nothing = |asked: i64| match (look.asked, asked) {
+        (None, _) => format!("no reading had come until {now}, and nobody can be asked"),
+        (Some(_), 1) => format!("asked once, the last time at {now}: the vendor has nothing"),
+        (Some(_), asked) => format!("asked {asked} times, the last time at {now}: the vendor has nothing"),
     };
     let mut changed = Vec::new();
     for mut gap in open {
         let (from, to) = (gap.from.as_microsecond(), gap.to.as_microsecond());
-        let left = still.iter().position(|(series, (start, end))| {
-            series.entity == gap.entity_id && *series.metric == *gap.metric && *start < to && *end > from
+        let before = gap.clone();
+        let left = holes.iter().position(|hole| {
+            hole.series.entity == gap.entity_id
+                && *hole.series.metric == *gap.metric
+                && hole.from < to
+                && hole.to > from
         });
-        gap.asked += 1;
-        gap.asked_at = now;
+        if look.asked.is_some() {
+            gap.asked += 1;
+            gap.asked_at = now;
+        }
         match left {
             None => {
                 gap.state = GapState::Filled;
-                gap.proof = Some(format!("an answer at {now} had readings for all of it"));
+                gap.proof = Some(match look.asked {
+                    Some(_) => format!("an answer at {now} had readings for all of it"),
+                    None => format!("at {now} there were readings for all of it"),
+                });
             }
             Some(left) => {
-                let (_, (start, end)) = still.swap_remove(left);
-                (gap.from, gap.to) = (at(start), at(end));
-                if is_last {
+                let hole = holes.swap_remove(left);
+                (gap.from, gap.to) = (time(hole.from), time(hole.to));
+                if look.is_last {
                     gap.state = GapState::Empty;
                     gap.proof = Some(nothing(gap.asked));
                 }
             }
         }
-        changed.push(gap);
+        if gap != before {
+            changed.push(gap);
+        }
     }
-    changed.extend(still.into_iter().map(|(series, (start, end))| Gap {
+    let asked = i64::from(look.asked.is_some());
+    changed.extend(holes.into_iter().map(|hole| Gap {
         id: Uuid::now_v7(),
-        source_id: id,
-        entity_id: series.entity,
-        stream: stream.name.to_owned(),
-        metric: series.metric.to_string(),
-        from: at(start),
-        to: at(end),
-        state: if is_last { GapState::Empty } else { GapState::Open },
+        source_id: source_of(hole.series.entity),
+        entity_id: hole.series.entity,
+        stream: look.stream.to_owned(),
+        metric: hole.series.metric.to_string(),
+        from: time(hole.from),
+        to: time(hole.to),
+        state: if look.is_last { GapState::Empty } else { GapState::Open },
         found_at: now,
-        asked: 1,
+        asked,
         asked_at: now,
-        proof: is_last.then(|| nothing(1)),
+        proof: look.is_last.then(|| nothing(asked)),
+        cadence: Some(SignedDuration::from_micros(hole.cadence)),
     }));
-    Ok(engine.catalog().save_gaps(&changed).await?)
+    match changed.is_empty() {
+        true => Ok(()),
+        false => Ok(engine.catalog().save_gaps(&changed).await?),
+    }
 }
 
-/// Seconds between most readings of an answer, where there are enough to tell.
-pub(crate) fn cadence(decoded: &Decoded) -> Option<i64> {
+/// Seconds between most of some times, which ascend, where there are enough to tell.
+pub(crate) fn cadence(times: &[i64]) -> Option<i64> {
     const READINGS_MIN: usize = 12;
-    let mut times: BTreeMap<Quantity, BTreeSet<i64>> = BTreeMap::new();
-    for point in &decoded.points {
-        times.entry(point.quantity).or_default().insert(point.ts);
-    }
-    let (_, times) = times.into_iter().next()?;
     if times.len() < READINGS_MIN {
         return None;
     }
-    let times: Vec<_> = times.into_iter().collect();
     let mut steps: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]) / SECOND).collect();
     steps.sort_unstable();
     Some(steps[steps.len() / 2]).filter(|step| *step > 0)
@@ -154,7 +237,7 @@ mod tests {
     use wattlake_catalog::Quality;
 
     use super::*;
-    use crate::sources::connector::Point;
+    use crate::sources::{connector::Point, cursor::Known};
 
     const STREAM: Stream = Stream {
         name: "energy",
@@ -169,30 +252,95 @@ mod tests {
         is_instant: false,
     };
 
+    const QUARTER: i64 = 900 * SECOND;
+
     fn point(quarter: i64) -> Point {
-        let (quantity, ts) = (Quantity::Energy, quarter * 900 * SECOND);
-        Point { quantity, device: None, ts, value: 1.0, unit: "Wh", quality: Quality::Good }
+        point_of(None, quarter)
+    }
+
+    fn point_of(device: Option<&str>, quarter: i64) -> Point {
+        let (quantity, ts) = (Quantity::Energy, quarter * QUARTER);
+        Point {
+            quantity,
+            device: device.map(str::to_owned),
+            ts,
+            value: 1.0,
+            unit: "Wh",
+            quality: Quality::Good,
+        }
+    }
+
+    fn known(from: i64, to: i64, cadence: Option<i64>) -> Known {
+        Known { from: from * QUARTER, to: to * QUARTER, quantities: vec![(Quantity::Energy, cadence)] }
+    }
+
+    /// Quarters that are missing, by device.
+    fn quarters(cursor: &Cursor, window: Window, decoded: &Decoded) -> Vec<(String, Vec<i64>)> {
+        let found = missing(&STREAM, cursor, window, decoded);
+        found.iter().map(|m| (m.told.0.to_owned(), m.times.iter().map(|ts| ts / QUARTER).collect())).collect()
     }
 
     #[test]
     fn what_is_neither_told_nor_said_to_be_empty_is_missing() {
         let cursor = Cursor {
-            until: 10 * 900 * SECOND,
-            data_from: Some(2 * 900 * SECOND),
-            seen: [Quantity::Energy].into(),
+            until: 10 * QUARTER,
+            known: [(String::new(), known(2, 8, None))].into(),
             ..Cursor::default()
         };
         let decoded = Decoded {
             points: [3, 4, 8].map(point).into(),
-            empty: vec![(Quantity::Energy, 6 * 900 * SECOND)],
+            empty: vec![(Quantity::Energy, None, 6 * QUARTER)],
             ..Decoded::default()
         };
-        let window = Window { from: 0, to: 20 * 900 * SECOND };
-        let found = missing(&STREAM, &cursor, window, &decoded);
-        let quarters: Vec<_> = found[&Quantity::Energy].iter().map(|ts| ts / (900 * SECOND)).collect();
+        let found = quarters(&cursor, Window { from: 0, to: 20 * QUARTER }, &decoded);
         // Before the first reading and after the last one nothing is known to be missing.
-        assert_eq!(quarters, [2, 5, 7, 9]);
+        assert_eq!(found, [(String::new(), vec![2, 5, 7, 9])]);
         assert_eq!(stretches(&[1, 2, 3, 7, 9, 10], 1), [(1, 4), (7, 8), (9, 11)]);
+    }
+
+    #[test]
+    fn each_device_has_times_and_a_pace_of_its_own() {
+        let day = 96;
+        let cursor = Cursor {
+            until: 100 * day * QUARTER,
+            known: [
+                ("alive".into(), known(0, 100 * day, None)),
+                ("gone".into(), known(0, 60 * day, None)),
+                ("new".into(), known(90 * day + 2, 100 * day, None)),
+                ("slow".into(), known(0, 100 * day, Some(3600))),
+            ]
+            .into(),
+            ..Cursor::default()
+        };
+        let of = |device: &'static str, quarters: &[i64]| {
+            quarters.iter().map(|n| point_of(Some(device), *n)).collect()
+        };
+        let points: Vec<Vec<Point>> =
+            vec![of("alive", &[90 * day, 90 * day + 2]), of("new", &[90 * day + 2]), of("slow", &[90 * day])];
+        let decoded = Decoded {
+            points: points.concat(),
+            // Nothing of one device tells nothing of another.
+            empty: vec![(Quantity::Energy, Some("alive".into()), (90 * day + 3) * QUARTER)],
+            ..Decoded::default()
+        };
+        let window = Window { from: 90 * day * QUARTER, to: (90 * day + 8) * QUARTER };
+        let first = 90 * day;
+        let after = |all: &[i64]| all.iter().map(|n| first + n).collect::<Vec<_>>();
+        // The one that has been silent for a month is not waited for.
+        assert_eq!(
+            quarters(&cursor, window, &decoded),
+            [
+                ("alive".to_owned(), after(&[1, 4, 5, 6, 7])),
+                ("new".to_owned(), after(&[3, 4, 5, 6, 7])),
+                ("slow".to_owned(), after(&[4]))
+            ]
+        );
+        let window = Window { from: 89 * day * QUARTER, to: (89 * day + 1) * QUARTER };
+        let found = quarters(&cursor, window, &Decoded::default());
+        assert!(
+            found.iter().any(|(device, _)| device == "gone")
+                && found.iter().all(|(device, _)| device != "new")
+        );
     }
 
     #[test]
@@ -201,8 +349,9 @@ mod tests {
             let points = (0..40).filter(|n| n % 7 != 0).map(|n| point(n * step)).collect();
             Decoded { points, ..Decoded::default() }
         };
-        assert_eq!(cadence(&decoded(1)), Some(900));
-        assert_eq!(cadence(&decoded(4)), Some(3600));
-        assert_eq!(cadence(&Decoded { points: vec![point(1), point(2)], ..Decoded::default() }), None);
+        let of = |decoded: &Decoded| cadence(&by_series(decoded)[&("", Quantity::Energy)]);
+        assert_eq!(of(&decoded(1)), Some(900));
+        assert_eq!(of(&decoded(4)), Some(3600));
+        assert_eq!(of(&Decoded { points: vec![point(1), point(2)], ..Decoded::default() }), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Giving sources their turns, and showing how they stand.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +21,9 @@ use super::{
     cursor::DAY,
     mqtt,
     settings::{self, Obstacle, SourceSettings},
-    stopped_status, time, told,
+    stopped_status,
+    store::Places,
+    time, told,
     turn::Work,
 };
 use crate::Result;
@@ -80,6 +82,7 @@ impl Sources {
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
         self.0.wake.notify_one();
+        self.0.stopped.notify_one();
     }
 
     /// Runs every turn that is due to its end; answers when the next one is, microseconds since 1970 UTC. For those who set the clock
@@ -237,6 +240,7 @@ impl Sources {
             readings: 0,
             refused: 0,
             other_cadences: Vec::new(),
+            watched: BTreeSet::new(),
             shown: source.metadata.get("connectionStatus").and_then(Value::as_str).map(str::to_owned),
         };
         let is_listening = source.metadata.get("apiProvider").and_then(Value::as_str) == Some(MQTT);
@@ -254,6 +258,7 @@ impl Sources {
                 let states = self.engine().progress().await?;
                 let mut work = Work::new(Arc::new(settings), &states, now);
                 work.backfill = self.unfinished(source.id, &states).await?;
+                glance.watched = self.watched(source.id, &work);
                 Some(work)
             }
             Err(obstacle) => {
@@ -275,6 +280,11 @@ impl Sources {
             glance: Mutex::new(glance),
             listener: Mutex::new(None),
         })
+    }
+
+    fn watched(&self, source: EntityId, work: &Work) -> BTreeSet<(EntityId, Arc<str>)> {
+        let fleet = self.engine().catalog().fleet();
+        work.watched(&Places { source, targets: &work.settings.targets, fleet })
     }
 
     pub(super) async fn settings(
@@ -364,6 +374,7 @@ impl Sources {
             glance.readings = work.readings;
             glance.refused = work.refused;
             glance.other_cadences = work.other_cadences();
+            glance.watched = self.watched(source.id, work);
             let is_shown = glance.shown.as_deref() == Some(status) || status == "pending";
             glance.shown = Some(status.to_owned());
             is_shown

@@ -205,7 +205,7 @@ impl Connector for SolarEdge {
                         unit,
                         quality: Quality::Good,
                     }),
-                    None => decoded.empty.push((quantity, ts)),
+                    None => decoded.empty.push((quantity, device.map(str::to_owned), ts)),
                 }
             }
             Ok::<_, CallFailure>(())

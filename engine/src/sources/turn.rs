@@ -5,9 +5,12 @@
 mod history;
 mod trouble;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use wattlake_catalog::{Progress, failpoint};
+use wattlake_catalog::{EntityId, Progress, failpoint};
 
 use super::{
     SECOND,
@@ -15,7 +18,7 @@ use super::{
     backfill::Backfill,
     budget::Purpose,
     connector::{Decoded, Stream, Window},
-    cursor::{AGAIN_DAYS, Cursor, DAY},
+    cursor::{AGAIN_DAYS, Cursor, DAY, Known},
     failure::{CallFailure, Class},
     gaps,
     settings::SourceSettings,
@@ -27,6 +30,8 @@ use crate::Result;
 const FAILURES_MAX: u32 = 8;
 /// Windows read again in one turn: what is new must not wait for them.
 const AGAIN_MAX: usize = 8;
+/// Devices of a stream that are watched.
+const DEVICES_MAX: usize = 1000;
 /// Nobody is asked: looked at again all the same.
 const NEVER: i64 = i64::MAX;
 
@@ -65,7 +70,7 @@ enum Next {
     Stop,
 }
 
-fn cursor_key(source: wattlake_catalog::EntityId, stream: &str) -> String {
+fn cursor_key(source: EntityId, stream: &str) -> String {
     format!("source/{source}/{stream}")
 }
 
@@ -416,9 +421,23 @@ impl Work {
 
     /// Streams whose readings come at another pace than expected, with the seconds between them.
     pub(crate) fn other_cadences(&self) -> Vec<(&'static str, i64)> {
-        let changed =
-            self.streams.iter().filter_map(|stream| Some((stream.name, self.cursor(stream).cadence?)));
-        changed.collect()
+        let of_stream = |stream: &Stream| {
+            let known = self.cursor(stream).known.values().flat_map(|known| &known.quantities);
+            let name = stream.name;
+            known.filter_map(move |(_, cadence)| Some((name, (*cadence)?))).collect::<BTreeSet<_>>()
+        };
+        self.streams.iter().flat_map(of_stream).collect()
+    }
+
+    /// Series whose gaps the vendor is asked for.
+    pub(crate) fn watched(&self, places: &Places<'_>) -> BTreeSet<(EntityId, Arc<str>)> {
+        let streams = self.streams.iter().filter(|stream| !stream.is_instant);
+        let known = streams.flat_map(|stream| &self.cursor(stream).known);
+        let series = known.flat_map(|(device, known)| {
+            let device = Some(device.as_str()).filter(|device| !device.is_empty());
+            known.quantities.iter().filter_map(move |(quantity, _)| places.series(*quantity, device))
+        });
+        series.map(|series| (series.entity, series.metric)).collect()
     }
 
     pub(crate) fn streams(&self) -> &[Stream] {
@@ -435,22 +454,30 @@ fn observe(cursor: &mut Cursor, stream: &Stream, decoded: &Decoded) {
     if stream.is_instant {
         return;
     }
-    let whole = decoded.points.iter().filter(|point| point.device.is_none());
-    cursor.seen.extend(whole.map(|point| point.quantity));
-    if let Some(first) = decoded.points.iter().map(|point| point.ts).min() {
-        cursor.data_from = Some(cursor.data_from.map_or(first, |known| known.min(first)));
-    }
-    if let Some(cadence) = gaps::cadence(decoded) {
-        let is_other = cadence != stream.cadence;
-        if is_other && cursor.cadence != Some(cadence) {
+    for ((device, quantity), times) in gaps::by_series(decoded) {
+        if !cursor.known.contains_key(device) && cursor.known.len() >= DEVICES_MAX {
+            continue;
+        }
+        let (Some(first), Some(last)) = (times.first().copied(), times.last().copied()) else { continue };
+        let fresh = Known { from: first, to: last, quantities: Vec::new() };
+        let known = cursor.known.entry(device.to_owned()).or_insert(fresh);
+        (known.from, known.to) = (known.from.min(first), known.to.max(last));
+        let at = known.quantities.iter().position(|(known, _)| *known == quantity).unwrap_or_else(|| {
+            known.quantities.push((quantity, None));
+            known.quantities.len() - 1
+        });
+        let Some(cadence) = gaps::cadence(&times) else { continue };
+        let other = Some(cadence).filter(|cadence| *cadence != stream.cadence);
+        if other.is_some() && known.quantities[at].1 != other {
             tracing::warn!(
                 stream = stream.name,
+                device,
                 expected = stream.cadence,
                 found = cadence,
                 "readings come at another pace"
             );
         }
-        cursor.cadence = is_other.then_some(cadence);
+        known.quantities[at].1 = other;
     }
 }
 

@@ -8,7 +8,7 @@ use arrow::{
 };
 use clap::Args;
 use serde_json::{Value, json};
-use wattlake_catalog::{EntityId, GapState};
+use wattlake_catalog::GapFilter;
 
 use super::{
     Common, Failure, logging,
@@ -25,6 +25,9 @@ pub(super) struct GapsArgs {
     /// Of one energy source
     #[arg(long, value_name = "ID")]
     source: Option<String>,
+    /// Of the series of one meter or energy source
+    #[arg(long, value_name = "ID")]
+    entity: Option<String>,
     /// open, filled or empty (the vendor has nothing) [default: all]
     #[arg(long)]
     state: Option<String>,
@@ -45,13 +48,18 @@ pub(super) async fn run(common: &Common, args: GapsArgs) -> Result<(), Failure> 
         &args.remote,
         &settings,
         async |open| {
-            let source: Option<EntityId> = args.source.as_deref().map(str::parse).transpose()?;
-            let state: Option<GapState> = args.state.as_deref().map(str::parse).transpose()?;
-            Ok(json!(open.engine.catalog().gaps(source, state, args.limit).await?))
+            let filter = GapFilter {
+                source: args.source.as_deref().map(str::parse).transpose()?,
+                entity: args.entity.as_deref().map(str::parse).transpose()?,
+                state: args.state.as_deref().map(str::parse).transpose()?,
+                ..GapFilter::default()
+            };
+            Ok(json!(open.engine.catalog().gaps(&filter, args.limit).await?))
         },
         async |server| {
             let mut query = vec![("limit", args.limit.to_string())];
             query.extend(args.source.clone().map(|source| ("sourceId", source)));
+            query.extend(args.entity.clone().map(|entity| ("entityId", entity)));
             query.extend(args.state.clone().map(|state| ("state", state)));
             server.ask(server.get("/api/gaps").query(&query)).await
         },
@@ -72,8 +80,8 @@ pub(super) async fn run(common: &Common, args: GapsArgs) -> Result<(), Failure> 
             rows.iter().map(|row| Some(text(row)).filter(|text| text != "null")).collect::<StringArray>(),
         )
     };
-    let columns =
-        ["from", "to", "metric", "entityId", "state", "asked", "proof"].map(|name| (name, column(name)));
+    let columns = ["from", "to", "metric", "entityId", "stream", "cadenceSeconds", "state", "asked", "proof"]
+        .map(|name| (name, column(name)));
     let failed = |error: arrow::error::ArrowError| Failure::failed(error.to_string());
     let batch = RecordBatch::try_from_iter(columns).map_err(failed)?;
     println!("{}", pretty_format_batches(&[batch]).map_err(failed)?);

@@ -64,6 +64,9 @@ pub(super) async fn status(State(app): State<App>, Extension(access): Extension<
     jobs.retain(|one| {
         one.job.state == JobState::Running && sources.iter().any(|source| source.id == one.job.source_id)
     });
+    let mut cadence_changes = app.sources.cadence_changes();
+    cadence_changes
+        .retain(|change| fleet.site_of(change.entity_id).is_some_and(|site| access.allows_site(site.id)));
     // Credentials are not those of one site.
     let budgets = if access.sites.is_empty() { app.sources.budgets().await? } else { Vec::new() };
     Ok(json_response(&json!({
@@ -78,6 +81,7 @@ pub(super) async fn status(State(app): State<App>, Extension(access): Extension<
         },
         "sources": sources,
         "jobs": jobs,
+        "cadenceChanges": cadence_changes,
         "budgets": budgets,
     })))
 }

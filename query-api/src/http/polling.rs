@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
-use wattlake_catalog::{Access, EntityId, GapState};
+use wattlake_catalog::{Access, EntityId, Gap, GapFilter};
 use wattlake_engine::ErrorKind;
 
 use super::{
@@ -190,6 +190,7 @@ pub(super) async fn cancel(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct GapsParams {
     source_id: Option<String>,
+    entity_id: Option<String>,
     state: Option<String>,
     limit: Option<String>,
     cursor: Option<String>,
@@ -202,23 +203,40 @@ pub(super) async fn gaps(
     RawQuery(query): RawQuery,
 ) -> Result<Response> {
     let params: GapsParams = read_query(query.as_deref(), &[])?;
-    let source: Option<EntityId> = params.source_id.as_deref().map(str::parse).transpose()?;
-    let state: Option<GapState> = params.state.as_deref().map(str::parse).transpose()?;
     let limit = read_limit(params.limit.as_deref())?;
-    let mut gaps = app.engine.catalog().gaps(source, state, i64::MAX).await?;
-    gaps.retain(|gap| EnergySources::find(&app, &access, gap.source_id).is_ok());
-    let start = match &params.cursor {
-        None => 0,
-        Some(cursor) => gaps
-            .iter()
-            .position(|gap| gap.id.to_string() == *cursor)
-            .map(|last| last + 1)
-            .ok_or_else(|| ApiError::invalid(format!("cursor: `{cursor}` is not one of ours")))?,
+    let catalog = app.engine.catalog();
+    let mut filter = GapFilter {
+        source: params.source_id.as_deref().map(str::parse).transpose()?,
+        entity: params.entity_id.as_deref().map(str::parse).transpose()?,
+        state: params.state.as_deref().map(str::parse).transpose()?,
+        ..GapFilter::default()
     };
-    let end = (start + limit).min(gaps.len());
-    let mut response = json_response(&&gaps[start..end]);
-    if end < gaps.len() {
-        add_cursor(&mut response, &gaps[end - 1].id.to_string());
+    if let Some(cursor) = &params.cursor {
+        let unknown = || ApiError::invalid(format!("cursor: `{cursor}` is not one of ours"));
+        let last = cursor.parse().map_err(|_| unknown())?;
+        filter.after = Some(last);
+        if !catalog.has_gap(last).await? {
+            return Err(unknown());
+        }
+    }
+    let fleet = catalog.fleet();
+    let is_visible = |gap: &Gap| fleet.site_of(gap.entity_id).is_some_and(|site| access.allows_site(site.id));
+    // One more than a page tells whether another one follows. Whoever sees few sites skips the gaps of others.
+    let mut gaps: Vec<Gap> = Vec::new();
+    while gaps.len() <= limit {
+        let more = catalog.gaps(&filter, limit as i64 + 1).await?;
+        filter.after = more.last().map(|gap| gap.id);
+        let is_end = more.len() <= limit;
+        gaps.extend(more.into_iter().filter(|gap| is_visible(gap)));
+        if is_end {
+            break;
+        }
+    }
+    let has_more = gaps.len() > limit;
+    gaps.truncate(limit);
+    let mut response = json_response(&gaps);
+    if let Some(last) = gaps.last().filter(|_| has_more) {
+        add_cursor(&mut response, &last.id.to_string());
     }
     Ok(response)
 }

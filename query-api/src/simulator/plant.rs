@@ -118,6 +118,17 @@ impl Plant {
         back.max(end) + lag + late
     }
 
+    /// Whether an inverter is switched off, for a few hours or for two days. The other ones go on.
+    pub(crate) fn is_away(&self, inverter: usize, ts: i64) -> bool {
+        let what = 41 + inverter as u64;
+        [0, 1].into_iter().any(|before| {
+            let period = ts.div_euclid(5 * DAY) - before;
+            let from = period * 5 * DAY + (self.chance(what, period) % (120 * 60)) as i64 * 60 * SECOND;
+            let length = [3, 9, 30, 50][(self.chance(what + 2, period) % 4) as usize];
+            (from..from + length * HOUR).contains(&ts)
+        })
+    }
+
     /// The outage of ten days, in two of three.
     fn outage(&self, period: i64) -> Option<(i64, i64)> {
         let chance = self.chance(31, period);

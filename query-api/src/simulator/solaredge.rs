@@ -102,6 +102,9 @@ pub(super) fn site(simulator: &Simulator, request: &Request, id: &str) -> Respon
     }
 }
 
+/// Serial numbers; each has half of the energy. The list of devices shows the first one only.
+pub(crate) const INVERTERS: [&str; 2] = ["7E12", "7E13"];
+
 /// `GET /v2/sites/{id}/...`.
 pub(super) fn answer(simulator: &Simulator, request: &Request, id: &str, rest: &[&str]) -> Response {
     let (system, plant, left) = match admit(simulator, request, id) {
@@ -156,7 +159,7 @@ fn data(request: &Request, plant: &Plant, rest: &[&str]) -> Result<Response, Box
             device
         };
         let devices = json!([
-            device("INVERTER", "7E12", json!({ "partNumber": "SE5000H" })),
+            device("INVERTER", INVERTERS[0], json!({ "partNumber": "SE5000H" })),
             device("METER", "M-1", json!({ "model": "WND-3Y-400-MB", "meterType": "Consumption" })),
         ]);
         return Ok(reply(200, &devices));
@@ -199,6 +202,24 @@ fn data(request: &Request, plant: &Plant, rest: &[&str]) -> Result<Response, Box
         }
         ["meters", "telemetry"] => json!({ "period": period, "resolution": resolution, "meters": {
             "M-1": { "consumptionEnergy": { "unit": "WH", "values": values(Measure::Consumption) } } } }),
+        ["inverters", "telemetry"] => {
+            let values = |inverter: usize| -> Vec<Value> {
+                let first = from + (-from).rem_euclid(QUARTER);
+                let quarters = (first..=to.min(request.now)).step_by(QUARTER as usize);
+                // Of one that is away the answer says nothing at all.
+                let there = quarters.filter(|ts| !plant.is_away(inverter, *ts));
+                there
+                    .map(|ts| {
+                        let share = plant.shown(Measure::Energy, ts, request.now).map(|all| all / 2.0);
+                        json!({ "timestamp": show(ts), "value": share })
+                    })
+                    .collect()
+            };
+            let all = INVERTERS.iter().enumerate().map(|(n, serial)| {
+                ((*serial).to_owned(), json!({ "energy": { "unit": "WH", "values": values(n) } }))
+            });
+            json!({ "period": period, "resolution": resolution, "inverters": all.collect::<serde_json::Map<_, _>>() })
+        }
         _ => return Err(Box::new(problem(404, "Unknown endpoint"))),
     };
     let mut response = reply(200, &body);

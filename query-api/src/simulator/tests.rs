@@ -6,7 +6,7 @@ use std::{
 };
 
 use wattlake_catalog::{
-    Category, EnergySourceDraft, EntityId, GapState, JobState, MeterDraft, ReadingFrequency,
+    Category, EnergySourceDraft, EntityId, GapFilter, GapState, JobState, MeterDraft, ReadingFrequency,
 };
 use wattlake_engine::{Engine, SourceStatus, Sources};
 
@@ -188,12 +188,12 @@ impl World {
 impl World {
     /// What the ledger says of a span: nothing is open, what is filled is there, and what is empty was never measured.
     async fn gaps_are_true(&self, from: i64, to: i64) {
-        let gaps = self.engine.catalog().gaps(None, None, i64::MAX).await.expect("gaps");
+        let gaps = self.engine.catalog().gaps(&GapFilter::default(), i64::MAX).await.expect("gaps");
         let mut counts = BTreeMap::new();
         for gap in gaps.iter().filter(|gap| (from..to).contains(&gap.from.as_microsecond())) {
             *counts.entry(gap.state.as_str()).or_insert(0) += 1;
             let (_, system) =
-                self.polled.iter().find(|(id, _)| *id == gap.source_id).expect("a source of ours");
+                self.polled.iter().find(|(id, _)| Some(*id) == gap.source_id).expect("a source of ours");
             let plant = self.simulator.plant(&system.id).expect("a plant");
             let measure = if gap.metric == "energy" { Measure::Energy } else { Measure::Consumption };
             for ts in (gap.from.as_microsecond()..gap.to.as_microsecond()).step_by(QUARTER as usize) {
@@ -217,7 +217,7 @@ impl World {
                 .filter(|ts| plant.measured(Measure::Energy, *ts).is_none())
             {
                 let is_known = gaps.iter().any(|gap| {
-                    gap.source_id == *id
+                    gap.source_id == Some(*id)
                         && gap.metric == "energy"
                         && (gap.from.as_microsecond()..gap.to.as_microsecond()).contains(&ts)
                 });
@@ -335,6 +335,65 @@ async fn history_is_fetched_once_by_several_processes() {
         }
     }
     assert_eq!(world.simulator.violations(), Vec::<String>::new());
+}
+
+/// Inverters that are switched off now and then: what is missing of each is in the ledger, and nothing else. Nothing of the vendor's
+/// series is taken for readings that come by themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_missing_of_single_devices_is_known() {
+    let start = micros("2026-04-10T07:12:00Z");
+    let world = World::new(start, vec![system(Vendor::SolarEdge, 0)], Chaos::default(), false, "3h").await;
+    let (source, system) = world.polled[0].clone();
+    let catalog = world.engine.catalog();
+    let known = catalog.source_with_secrets(source).await.expect("the source");
+    let mut metadata = known.metadata.clone();
+    metadata.insert("streams".into(), json!(["energy", "inverters"]));
+    let draft = |name: &str, metadata| EnergySourceDraft {
+        id: None,
+        meter_id: known.meter_id,
+        name: name.into(),
+        source_type: "solar".into(),
+        capacity: None,
+        metadata,
+        active: true,
+    };
+    catalog.update_source(source, &draft(&known.name, metadata)).await.expect("changed");
+    let mut devices = Vec::new();
+    for serial in solaredge::INVERTERS {
+        let metadata = json!({ "externalId": serial }).as_object().cloned().expect("an object");
+        devices.push(catalog.create_source(&draft(serial, metadata)).await.expect("a device").id);
+    }
+    let end = start + 20 * DAY;
+    for day in 0..30 {
+        world.run_until(start + day * DAY).await;
+        world.sources.watch_due().await.expect("looks");
+    }
+    let plant = world.simulator.plant(&system.id).expect("a plant");
+    for (inverter, device) in devices.into_iter().enumerate() {
+        let filter = GapFilter { entity: Some(device), ..GapFilter::default() };
+        let gaps = catalog.gaps(&filter, i64::MAX).await.expect("gaps");
+        assert!(
+            gaps.iter().all(|gap| gap.source_id == Some(source) && gap.stream == "inverters"),
+            "{gaps:?}"
+        );
+        let in_ledger = |ts: i64| {
+            gaps.iter().any(|gap| {
+                gap.state == GapState::Empty
+                    && (gap.from.as_microsecond()..gap.to.as_microsecond()).contains(&ts)
+            })
+        };
+        let stored = world.stored(device, "energy");
+        let first = *stored.keys().next().expect("readings");
+        let (mut away, mut there) = (0, 0);
+        for ts in (first..end).step_by(QUARTER as usize) {
+            match plant.is_away(inverter, ts) {
+                true => away += 1,
+                false => there += usize::from(stored.contains_key(&ts)),
+            }
+            assert_eq!(in_ledger(ts), plant.is_away(inverter, ts), "{inverter} at {}", time(ts));
+        }
+        assert!(away > 50 && there > 500, "{away} {there}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,7 +78,7 @@ fn intervals_are_instants_and_the_open_one_is_empty() {
             (Quantity::Energy, None, "2026-10-25T01:00:00Z".into(), 0.25, "kWh"),
         ]
     );
-    assert_eq!(found.empty, [(Quantity::Energy, micros("2026-10-25T01:45:00Z"))]);
+    assert_eq!(found.empty, [(Quantity::Energy, None, micros("2026-10-25T01:45:00Z"))]);
     assert!(!found.misread_times);
     // The answer begins an hour from what was asked for.
     let found =

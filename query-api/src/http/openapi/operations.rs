@@ -310,6 +310,7 @@ pub(super) fn operations() -> Vec<Operation> {
         sources(Delete, "/api/jobs/{id}", "Stops one").answers(200, "As it stands then", as_json(object())),
         sources(Get, "/api/gaps", "Times without readings where the cadence expects some, the newest first")
             .with("sourceId", uuid(), "Of this energy source; of all unless said")
+            .with("entityId", uuid(), "Of the series of this meter or energy source; of all unless said")
             .with("state", named(&["open", "filled", "empty"]), "What became of it; all unless said")
             .with("limit", text(), "At most so many; 1000 unless said")
             .answers(200, "The gaps", as_json(list(object()))),
