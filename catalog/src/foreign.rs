@@ -4,7 +4,7 @@
 //! text, so that enums, domains and numbers of any width are fine.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     str::FromStr,
 };
 
@@ -16,7 +16,8 @@ use sqlx::{
 };
 
 use crate::{
-    Category, EnergySourceDraft, Error, IndustryType, MeterDraft, ReadingFrequency, Result, SiteDraft,
+    Category, EnergySourceDraft, Error, ErrorKind, IndustryType, MeterDraft, ReadingFrequency, Result,
+    SiteDraft,
 };
 
 /// Tables that are read.
@@ -62,12 +63,19 @@ pub struct ForeignDatabase {
 
 fn failed(error: &sqlx::Error) -> Error {
     // Addresses hold passwords: only what the server says is told.
-    let words = match error {
-        sqlx::Error::Database(error) => error.message().to_owned(),
-        sqlx::Error::Io(error) => error.to_string(),
-        other => other.to_string(),
+    let (kind, words) = match error {
+        sqlx::Error::Database(error) => {
+            // Classes of <https://www.postgresql.org/docs/current/errcodes-appendix.html>: a connection, a password, resources, an
+            // operator. Everything else is a table that is not as it is expected to be.
+            let code = error.code().unwrap_or_default();
+            let is_away = ["08", "28", "53", "57", "58"].iter().any(|class| code.starts_with(class));
+            let kind = if is_away { ErrorKind::Unavailable } else { ErrorKind::Invalid };
+            (kind, error.message().to_owned())
+        }
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => (ErrorKind::Invalid, error.to_string()),
+        other => (ErrorKind::Unavailable, other.to_string()),
     };
-    Error::new(crate::ErrorKind::Unavailable, format!("the Postgres database: {words}"))
+    Error::new(kind, format!("the Postgres database: {words}"))
 }
 
 impl ForeignDatabase {
@@ -214,21 +222,17 @@ impl ForeignDatabase {
                 })
             })
             .await?;
-        let mut ordered: Vec<MeterDraft> = Vec::new();
+        let (mut ordered, mut known) = (Vec::new(), HashSet::new());
         loop {
-            let is_ready = |meter: &MeterDraft, ordered: &[MeterDraft]| {
-                meter
-                    .parent_meter_id
-                    .is_none_or(|parent| ordered.iter().any(|other| other.id == Some(parent)))
-            };
-            let (ready, rest): (Vec<_>, Vec<_>) =
-                left.into_iter().partition(|meter| is_ready(meter, &ordered));
-            let is_end = ready.is_empty();
-            ordered.extend(ready);
+            let is_ready =
+                |meter: &MeterDraft| meter.parent_meter_id.is_none_or(|parent| known.contains(&parent));
+            let (ready, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(is_ready);
             left = rest;
-            if is_end {
+            if ready.is_empty() {
                 break;
             }
+            known.extend(ready.iter().filter_map(|meter| meter.id));
+            ordered.extend(ready);
         }
         // Those of a circle, or below something that is not there: whoever stores them says so.
         ordered.extend(left);

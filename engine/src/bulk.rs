@@ -329,17 +329,31 @@ impl RunData {
     }
 }
 
-/// What is to be committed.
+/// What is to be committed, and what is told of it.
 #[derive(Default)]
-struct Built {
+struct Built<R> {
     new_files: Vec<NewDataFile>,
     changes: Changes,
     /// Files that were read and must still be what they were.
     inputs: Vec<Arc<DataFile>>,
-    report: BulkReport,
+    report: R,
 }
 
-impl Built {
+impl<R> Built<R> {
+    /// Whether what happened since `base` matters to what was built on it.
+    fn has_conflict(
+        &self,
+        base: &Manifest,
+        current: &Manifest,
+        may_share_keys: impl Fn(&DataFile) -> bool,
+    ) -> bool {
+        let same = |file: &Arc<DataFile>, files: &[Arc<DataFile>]| {
+            files.iter().any(|other| other.id == file.id && other.delete == file.delete)
+        };
+        !self.inputs.iter().all(|input| same(input, &current.files))
+            || current.files.iter().filter(|file| !same(file, &base.files)).any(|file| may_share_keys(file))
+    }
+
     /// Deletes the files that are not needed. What stays of them is swept one day.
     async fn discard(&self, storage: &Storage) {
         let data = self.new_files.iter().chain(&self.changes.new_files).map(|file| &file.stored);
@@ -363,7 +377,7 @@ async fn commit(
             guard = Some(engine.flush_lock().lock().await);
         }
         let current = Arc::clone(&versions.current().manifest);
-        if has_conflict(&base, &current, months, &built.inputs) {
+        if built.has_conflict(&base, &current, |file| months.iter().any(|month| month.may_share_keys(file))) {
             built.discard(engine.storage()).await;
             continue;
         }
@@ -388,20 +402,7 @@ async fn commit(
     Err(Error::internal("the archive changed while the flush lock was held"))
 }
 
-/// Whether what happened since `base` matters to an import that was built on it.
-fn has_conflict(base: &Manifest, current: &Manifest, months: &[Month], inputs: &[Arc<DataFile>]) -> bool {
-    let same = |file: &Arc<DataFile>, files: &[Arc<DataFile>]| {
-        files.iter().any(|other| other.id == file.id && other.delete == file.delete)
-    };
-    !inputs.iter().all(|input| same(input, &current.files))
-        || current
-            .files
-            .iter()
-            .filter(|file| !same(file, &base.files))
-            .any(|file| months.iter().any(|month| month.may_share_keys(file)))
-}
-
-async fn build(engine: &Arc<Engine>, months: &Arc<Vec<Month>>, base: &Manifest) -> Result<Built> {
+async fn build(engine: &Arc<Engine>, months: &Arc<Vec<Month>>, base: &Manifest) -> Result<Built<BulkReport>> {
     let mut built = Built::default();
     let mut rewrites = Vec::new();
     for (index, month) in months.iter().enumerate() {
@@ -517,7 +518,7 @@ async fn look_up(
     engine: &Arc<Engine>,
     month: &Month,
     files: &[Arc<DataFile>],
-    built: &mut Built,
+    built: &mut Built<BulkReport>,
 ) -> Result<()> {
     let series = &engine.versions().series;
     let mut rows = {

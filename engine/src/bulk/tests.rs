@@ -157,6 +157,62 @@ proptest! {
     }
 }
 
+/// Others write and flush while an import is undone: what they wrote stays, everything else is as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_beside_writes_loses_none() {
+    for round in 0..8 {
+        let dir = tempfile::TempDir::new().expect("dir");
+        let engine = start(&settings(dir.path())).await;
+        let entities = two_meters(&engine).await;
+        let hours = || (0..24 * 20).map(|hour| -hour);
+        let old: Vec<_> = hours().filter(|hour| hour % 3 == 0).map(|hour| (0, 0, hour, 1)).collect();
+        let imported: Vec<_> = hours().map(|hour| (0, 0, hour, 2)).collect();
+        let written: Vec<_> =
+            hours().filter(|hour| hour % 5 == round % 5).map(|hour| (0, 0, hour, 3)).collect();
+        engine.write(batch(&entities, &old)).await.expect("stored");
+        engine.flush().await.expect("flush");
+        let report = import(&engine, &entities, &[imported]).await;
+        let batch_id = report.batch.expect("a batch");
+        let undoing = tokio::spawn({
+            let engine = Arc::clone(&engine);
+            async move { engine.undo_import(batch_id, false).await }
+        });
+        for some in written.chunks(8) {
+            engine.write(batch(&entities, some)).await.expect("stored");
+            engine.flush().await.expect("flush");
+        }
+        undoing.await.expect("no panic").expect("undone");
+        let mut model = Model::new();
+        apply(&mut model, &entities, &old);
+        apply(&mut model, &entities, &written);
+        assert_eq!(visible(&engine).await, model);
+        engine.abandon().await;
+    }
+}
+
+/// What is too large to be compared is refused in words, and nothing is changed.
+#[tokio::test]
+async fn undoing_is_limited() {
+    let dir = tempfile::TempDir::new().expect("dir");
+    let engine = start(&settings(dir.path())).await;
+    let entities = two_meters(&engine).await;
+    let many: Vec<_> =
+        (0..700).flat_map(|hour| [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(e, m)| (e, m, -hour, 1))).collect();
+    let batch_id = import(&engine, &entities, &[many.clone()]).await.batch.expect("a batch");
+    // The rows before are compared with those of the import.
+    let changed: Vec<_> = many.iter().map(|(e, m, hour, _)| (*e, *m, *hour, 2)).collect();
+    let second = import(&engine, &entities, &[changed]).await.batch.expect("a batch");
+    let error = engine.undo_import(second, false).await.expect_err("too many");
+    assert!(error.kind == ErrorKind::TooLarge && error.message.contains("5000"), "{error}");
+    let mut model = Model::new();
+    apply(&mut model, &entities, &many);
+    assert_ne!(visible(&engine).await, model);
+    // Fewer rows can be undone; these have been changed since.
+    let undone = engine.undo_import(batch_id, false).await.expect("undone");
+    assert_eq!((undone.removed, undone.restored, undone.kept), (0, 0, many.len() as u64));
+    engine.abandon().await;
+}
+
 /// An import that needs more disk than allowed stores nothing and leaves nothing behind.
 #[tokio::test]
 async fn spilling_is_limited() {

@@ -11,7 +11,9 @@ use clap::Args;
 use serde_json::json;
 use wattlake_catalog::SnapshotId;
 use wattlake_config::Settings;
-use wattlake_engine::{BulkImport, BulkReport, Engine, Ingest, IngestRequest, Part, UndoReport};
+use wattlake_engine::{
+    BulkImport, BulkReport, DecodedPart, Ingest, IngestReport, IngestRequest, Part, UndoReport,
+};
 
 use self::{
     database::Fleet,
@@ -156,20 +158,32 @@ enum Sink<'a> {
 
 impl Sink<'_> {
     async fn take(&mut self, plan: &Plan, part: Part, report: &mut Report) -> Result<(), Failure> {
-        let of_part = match self {
+        match self {
             Sink::Local { ingest, bulk } => {
                 let decoded = ingest.decode_part(request(plan, &part)).await;
-                let (readings, of_part) = decoded.map_err(|error| plan.named(error))?;
-                let series = PartSeries::of(&readings, &of_part, ingest.engine());
-                ingest.push(bulk, readings).await?;
-                PartReport { report: of_part, series }
+                push(ingest, bulk, plan, &part, decoded, report).await
             }
             Sink::Remote { remote, path } => {
-                with_patience(async || send(remote, path, plan, &part).await).await?
+                let of_part = with_patience(async || send(remote, path, plan, &part).await).await?;
+                report.count(plan, &part, of_part)
             }
-        };
-        report.count(plan, &part, of_part)
+        }
     }
+}
+
+/// Adds a decoded part to a local import.
+async fn push(
+    ingest: &Ingest,
+    bulk: &mut BulkImport,
+    plan: &Plan,
+    part: &Part,
+    decoded: wattlake_engine::Result<(DecodedPart, IngestReport)>,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let (readings, of_part) = decoded.map_err(|error| plan.named(error))?;
+    let series = PartSeries::of(&readings, &of_part, ingest.engine());
+    ingest.push(bulk, readings).await?;
+    report.count(plan, part, PartReport { report: of_part, series })
 }
 
 /// Puts back what an import changed.
@@ -213,7 +227,7 @@ async fn run_locally(
 ) -> Result<BulkReport, Failure> {
     for plan in plans {
         let imported = match &plan.database {
-            None => import_locally(&open.ingest, &open.engine, &mut bulk, plan, report).await,
+            None => import_locally(&open.ingest, &mut bulk, plan, report).await,
             Some(url) => {
                 let fleet = Fleet::Here(open.engine.catalog());
                 let mut sink = Sink::Local { ingest: &open.ingest, bulk: &mut bulk };
@@ -228,7 +242,6 @@ async fn run_locally(
 /// Decodes parts side by side and takes them in the order of the file.
 async fn import_locally(
     ingest: &Ingest,
-    engine: &Engine,
     bulk: &mut BulkImport,
     plan: &Plan,
     report: &mut Report,
@@ -245,10 +258,7 @@ async fn import_locally(
         }
         let Some((part, decoded)) = decoding.pop_front() else { break };
         let decoded = decoded.await.map_err(|error| Failure::failed(format!("decoding failed: {error}")))?;
-        let (readings, of_part) = decoded.map_err(|error| plan.named(error))?;
-        let series = PartSeries::of(&readings, &of_part, engine);
-        ingest.push(bulk, readings).await?;
-        report.count(plan, &part, PartReport { report: of_part, series })?;
+        push(ingest, bulk, plan, &part, decoded, report).await?;
         reading.show(report);
     }
     reading.finish();

@@ -76,6 +76,16 @@ impl Remote {
         if response.status().is_success() { Ok(response) } else { Err(explain(response).await) }
     }
 
+    /// Whether there is something at a path.
+    pub(super) async fn has(&self, path: &str) -> Result<bool, Failure> {
+        let response = self.exchange(self.get(path)).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Ok(false),
+            status if status.is_success() => Ok(true),
+            _ => Err(explain(response).await),
+        }
+    }
+
     /// As [`Self::send`]; `None` when the server is too busy and asks to try again.
     pub(super) async fn send_or_busy(&self, request: RequestBuilder) -> Result<Option<Response>, Failure> {
         let response = self.exchange(request).await?;

@@ -1,13 +1,14 @@
 //! An existing Postgres database with the same tables: its sites, meters and energy sources keep their ids, and their readings follow.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray},
     error::ArrowError,
 };
 use serde::Serialize;
-use wattlake_catalog::{Catalog, ErrorKind, ForeignDatabase, ForeignReading};
+use uuid::Uuid;
+use wattlake_catalog::{Catalog, EntityId, ForeignDatabase, ForeignReading, SiteId};
 use wattlake_engine::{Body, BodyFormat, Part};
 
 use super::{Plan, Sink, report::Report};
@@ -37,26 +38,64 @@ pub(super) enum Fleet<'a> {
     There(&'a Remote),
 }
 
+/// What became of a site, a meter or an energy source.
+pub(super) enum Made {
+    Made,
+    ThereAlready,
+    Refused(String),
+}
+
 impl Fleet<'_> {
-    /// Makes one; false: it is there already.
-    async fn create<T: Serialize>(
-        &self,
-        path: &str,
+    async fn has(&self, kind: &str, id: Uuid) -> Result<bool, Failure> {
+        match self {
+            Fleet::Here(catalog) => {
+                let fleet = catalog.fleet();
+                Ok(fleet.site(SiteId(id)).is_some() || fleet.entity(EntityId(id)).is_some())
+            }
+            Fleet::There(remote) => remote.has(&format!("/api/{kind}/{id}")).await,
+        }
+    }
+}
+
+/// Makes what a database has and is not there yet; only finds out what would be made where nothing is to be changed.
+struct Maker<'a> {
+    fleet: &'a Fleet<'a>,
+    plan: &'a Plan,
+    /// What a dry run would have made.
+    to_make: HashSet<Uuid>,
+}
+
+impl Maker<'_> {
+    /// Makes one of a kind (`sites`, ...); `below`: the kind and the id of what it is at.
+    async fn make<T: Serialize>(
+        &mut self,
+        kind: &str,
+        id: Uuid,
+        below: Option<(&str, Uuid)>,
         draft: &T,
         here: impl AsyncFnOnce(&Catalog) -> wattlake_catalog::Result<()>,
-    ) -> Result<bool, String> {
-        match self {
-            Fleet::Here(catalog) => match here(catalog).await {
-                Ok(()) => Ok(true),
-                Err(error) if error.kind == ErrorKind::Conflict => Ok(false),
-                Err(error) => Err(error.message),
-            },
-            Fleet::There(remote) => match remote.ask(remote.post(path).json(draft)).await {
-                Ok(_) => Ok(true),
-                Err(failure) if failure.message().contains("409") => Ok(false),
-                Err(failure) => Err(failure.message().to_owned()),
-            },
+    ) -> Result<Made, Failure> {
+        if self.fleet.has(kind, id).await? {
+            return Ok(Made::ThereAlready);
         }
+        if self.plan.is_dry_run {
+            if let Some((kind, id)) = below
+                && !self.to_make.contains(&id)
+                && !self.fleet.has(kind, id).await?
+            {
+                return Ok(Made::Refused(format!("there is no {id} in {kind}")));
+            }
+            self.to_make.insert(id);
+            return Ok(Made::Made);
+        }
+        let refused = match self.fleet {
+            Fleet::Here(catalog) => here(catalog).await.err().map(|error| error.message),
+            Fleet::There(remote) => {
+                let made = remote.ask(remote.post(&format!("/api/{kind}")).json(draft)).await;
+                made.err().map(|failure| failure.message().to_owned())
+            }
+        };
+        Ok(refused.map_or(Made::Made, Made::Refused))
     }
 }
 
@@ -77,51 +116,56 @@ pub(super) async fn import(
     report.refused_rows(plan, refused)?;
     let (sources, refused) = database.sources().await?;
     report.refused_rows(plan, refused)?;
-    if !plan.is_dry_run {
-        for draft in sites {
-            let id = format!("sites {}", draft.id.map(|id| id.to_string()).unwrap_or_default());
-            let made = fleet
-                .create("/api/sites", &draft, async |catalog| catalog.create_site(&draft).await.map(drop));
-            report.created(plan, id, made.await)?;
-        }
-        for draft in meters {
-            let id = format!("meters {}", draft.id.map(|id| id.to_string()).unwrap_or_default());
-            let made = fleet
-                .create("/api/meters", &draft, async |catalog| catalog.create_meter(&draft).await.map(drop));
-            report.created(plan, id, made.await)?;
-        }
-        for draft in sources {
-            let id = format!("energy_sources {}", draft.id.map(|id| id.to_string()).unwrap_or_default());
-            let made = fleet.create("/api/energy-sources", &draft, async |catalog| {
-                catalog.create_source(&draft).await.map(drop)
-            });
-            report.created(plan, id, made.await)?;
-        }
+    let mut maker = Maker { fleet, plan, to_make: HashSet::new() };
+    for draft in sites {
+        let Some(SiteId(id)) = draft.id else { continue };
+        let here = async |catalog: &Catalog| catalog.create_site(&draft).await.map(drop);
+        let made = maker.make("sites", id, None, &draft, here).await?;
+        report.made(plan, format!("sites {id}"), made)?;
     }
+    for draft in meters {
+        let Some(EntityId(id)) = draft.id else { continue };
+        let here = async |catalog: &Catalog| catalog.create_meter(&draft).await.map(drop);
+        let made = maker.make("meters", id, Some(("sites", draft.site_id.0)), &draft, here).await?;
+        report.made(plan, format!("meters {id}"), made)?;
+    }
+    for draft in sources {
+        let Some(EntityId(id)) = draft.id else { continue };
+        let here = async |catalog: &Catalog| catalog.create_source(&draft).await.map(drop);
+        let made = maker.make("energy-sources", id, Some(("meters", draft.meter_id.0)), &draft, here).await?;
+        report.made(plan, format!("energy_sources {id}"), made)?;
+    }
+    let to_make = maker.to_make;
     let estimate = database.estimate().await?;
     let bar = super::reading::rows(estimate, &plan.file.name);
     let mut first_row = 0;
     database
-        .measurements(ROWS_AT_ONCE, async |readings, left_out| {
-            let rows = readings.len() as u64;
-            let body = table(&readings).map_err(|error| Failure::failed(error.to_string()))?;
-            let part = Part {
-                body: Body::Table(body),
-                format: BodyFormat::ArrowStream,
-                first_row,
-                lines: None,
-                refused: Vec::new(),
-            };
-            match plan.is_dry_run {
-                // Its entities are not here yet: nothing can be compared.
-                true => report.count_foreign(&readings),
-                false => sink.take(plan, part, report).await?,
+        .measurements(ROWS_AT_ONCE, async |mut readings, left_out| {
+            first_row += readings.len() as u64;
+            if !to_make.is_empty() {
+                // What is not here yet cannot be compared: all of it is new.
+                let is_new = |reading: &ForeignReading| {
+                    reading.entity_id.parse().is_ok_and(|id: Uuid| to_make.contains(&id))
+                };
+                let (new, known): (Vec<_>, _) = readings.into_iter().partition(is_new);
+                report.count_foreign(&new);
+                readings = known;
+            }
+            if !readings.is_empty() {
+                let body = table(&readings).map_err(|error| Failure::failed(error.to_string()))?;
+                let part = Part {
+                    body: Body::Table(body),
+                    format: BodyFormat::ArrowStream,
+                    first_row: first_row - readings.len() as u64,
+                    lines: None,
+                    refused: Vec::new(),
+                };
+                sink.take(plan, part, report).await?;
             }
             if left_out > 0 {
                 let words = format!("{left_out} rows without an entity, a time, a metric or a value");
                 report.refused_rows(plan, vec![("measurements".to_owned(), words)])?;
             }
-            first_row += rows;
             bar.set_position(first_row);
             Ok::<(), Failure>(())
         })

@@ -7,24 +7,34 @@ use arrow::{
     util::pretty::pretty_format_batches,
 };
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use wattlake_catalog::{ForeignReading, Refused};
 use wattlake_engine::{
     BodyFormat, BulkReport, ERRORS_REPORTED_MAX, IngestReport, Part, RowError, SeriesCount,
 };
 
-use super::{ImportArgs, plan::Plan};
+use super::{ImportArgs, database::Made, plan::Plan};
 use crate::{cli::Failure, http::PartReport};
 
 /// Errors and series printed in full.
 const ERRORS_SHOWN: usize = 10;
 const SERIES_SHOWN: usize = 40;
 
+/// What a file brought.
+#[derive(Debug, Serialize)]
+struct FileCount {
+    file: String,
+    format: String,
+    accepted: u64,
+    rejected: u64,
+}
+
 pub(super) struct Report {
     started: Instant,
     total: IngestReport,
     stored: BulkReport,
-    files: Vec<Value>,
+    files: Vec<FileCount>,
     unknown_files: Vec<String>,
     rejects: Option<csv::Writer<BufWriter<File>>>,
     /// Tables of a database that have nothing to import.
@@ -32,6 +42,8 @@ pub(super) struct Report {
     /// Sites, meters and energy sources of a database: those that were made, and those that were there.
     created: u64,
     existing: u64,
+    /// Readings of a dry run whose meters are not there yet.
+    of_new_meters: u64,
     /// By entity and metric.
     series: BTreeMap<(String, String), SeriesCount>,
 }
@@ -57,6 +69,7 @@ impl Report {
             ignored: Vec::new(),
             created: 0,
             existing: 0,
+            of_new_meters: 0,
             series: BTreeMap::new(),
         })
     }
@@ -84,15 +97,13 @@ impl Report {
         for (line, kind, message) in before.chain(rows).collect::<Vec<_>>() {
             self.refuse(plan, line, kind, &message)?;
         }
-        let file =
-            json!({ "file": plan.file.name, "format": plan.format.name(), "accepted": 0, "rejected": 0 });
-        if self.files.last().is_none_or(|last| last["file"] != file["file"]) {
-            self.files.push(file);
+        if self.files.last().is_none_or(|last| last.file != plan.file.name) {
+            let (file, format) = (plan.file.name.clone(), plan.format.name().to_owned());
+            self.files.push(FileCount { file, format, accepted: 0, rejected: 0 });
         }
         if let Some(last) = self.files.last_mut() {
-            let add = |value: &Value, more: u64| Value::from(value.as_u64().unwrap_or(0) + more);
-            last["accepted"] = add(&last["accepted"], of_part.accepted);
-            last["rejected"] = add(&last["rejected"], rejected);
+            last.accepted += of_part.accepted;
+            last.rejected += rejected;
         }
         self.total.accepted += of_part.accepted;
         self.total.rejected += rejected;
@@ -114,26 +125,22 @@ impl Report {
         Ok(())
     }
 
-    /// Counts readings of a database that are only looked at.
+    /// Counts readings of a database whose meters would be made first.
     pub(super) fn count_foreign(&mut self, readings: &[ForeignReading]) {
         for reading in readings {
             let count = SeriesCount { rows: 1, first: reading.ts, last: reading.ts };
             self.series.entry((reading.entity_id.clone(), reading.metric.clone())).or_default().add(count);
         }
         self.total.accepted += readings.len() as u64;
+        self.of_new_meters += readings.len() as u64;
     }
 
     /// Notes what became of a site, meter or energy source of a database.
-    pub(super) fn created(
-        &mut self,
-        plan: &Plan,
-        what: String,
-        made: Result<bool, String>,
-    ) -> Result<(), Failure> {
+    pub(super) fn made(&mut self, plan: &Plan, what: String, made: Made) -> Result<(), Failure> {
         match made {
-            Ok(true) => self.created += 1,
-            Ok(false) => self.existing += 1,
-            Err(message) => self.refused_rows(plan, vec![(what, message)])?,
+            Made::Made => self.created += 1,
+            Made::ThereAlready => self.existing += 1,
+            Made::Refused(message) => self.refused_rows(plan, vec![(what, message)])?,
         }
         Ok(())
     }
@@ -163,7 +170,7 @@ impl Report {
         }
         let BulkReport { rows, corrected, identical, batch } = self.stored;
         let batch = batch.map(|batch| batch.0);
-        let new = rows - corrected - identical;
+        let new = rows - corrected - identical + self.of_new_meters;
         let seconds = self.started.elapsed().as_secs_f64();
         let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default().to_string();
         if args.json {
@@ -179,7 +186,9 @@ impl Report {
             );
         } else {
             for error in self.total.errors.iter().take(ERRORS_SHOWN) {
-                eprintln!("line {}: {} ({})", error.row, error.message, error.kind);
+                // Rows of databases have no lines.
+                let line = if error.row > 0 { format!("line {}: ", error.row) } else { String::new() };
+                eprintln!("{line}{} ({})", error.message, error.kind);
             }
             if self.total.rejected > ERRORS_SHOWN as u64 {
                 let rest = self.total.rejected - ERRORS_SHOWN as u64;
@@ -195,7 +204,8 @@ impl Report {
             }
             if self.created + self.existing > 0 {
                 let (created, existing) = (self.created, self.existing);
-                println!("{created} sites, meters and energy sources made, {existing} there already");
+                let verb = if args.dry_run { "would be made" } else { "made" };
+                println!("{created} sites, meters and energy sources {verb}, {existing} there already");
             }
             let rows: Vec<_> = self.series.iter().collect();
             if !rows.is_empty() && rows.len() <= SERIES_SHOWN {
