@@ -579,7 +579,7 @@ def test_pages_programs_and_ways_to_be_known(start, device):
     # A program that is none, fails, never ends or takes all memory is told of; the server lives on.
     for program, status, words in [(".a[", "misconfigured", "jq: it ends too early"), (".a)", "misconfigured", "jq: unexpected at `)`"),
                                    ("frob(.)", "misconfigured", "`frob` is not defined"), (".answer | error(\"no\")", "pending", 'jq: "no"'),
-                                   ("\"x\" * 3000000000", "pending", "stopped"), ("def f: f; f", "pending", "jq program"),
+                                   ("\"x\" * 3000000000", "pending", "stopped"), ("[range(3000000)]", "pending", "yields more than 16777216 bytes"), ("def f: f; f", "pending", "jq program"),
                                    ("env", "pending", "no reading: ")]:
         changed = {"requests": [request | {"jq": program}]}
         assert server.request("PATCH", path, json={"metadata": changed}).status_code == 200

@@ -1,13 +1,17 @@
 //! Green Button: the XML of NAESB ESPI (REQ.21), an Atom feed of resources that name each other by `href`.
 //!
-//! A reading type says what a meter reading measures, and may come after its interval blocks; so numbers are kept until the end of the
-//! feed, some bytes for each, and only then become readings. Elements are known by their local names, whatever their prefix. Times are
+//! A reading type says what a meter reading measures. Where it comes before its interval blocks, as in most feeds, these become readings
+//! one after the other; blocks whose type is not known yet are kept until the end of the feed, some bytes for each reading. Elements are known by their local names, whatever their prefix. Times are
 //! instants already: the parameters of local time are for showing them.
 //!
 //! What real feeds get wrong: a `powerOfTenMultiplier` within a reading is not applied, only that of the type; what was fed in is stored
 //! as a positive number even where the utility writes it below zero.
 
-use std::{collections::HashMap, io::BufRead};
+use std::{
+    collections::{HashMap, VecDeque},
+    io::BufRead,
+    ops::Range,
+};
 
 use quick_xml::{Reader as XmlReader, events::Event};
 use wattlake_catalog::{Category, Quality};
@@ -15,8 +19,8 @@ use wattlake_catalog::{Category, Quality};
 use super::{FileOptions, FileRows, RowReader};
 use crate::{Error, Result};
 
-/// Readings of one feed.
-const READINGS_MAX: usize = 20_000_000;
+/// Readings that are held: those of an entry, and those whose type is not known yet.
+pub(super) const READINGS_MAX: usize = if cfg!(test) { 1_000 } else { 20_000_000 };
 /// Elements within each other.
 const DEPTH_MAX: usize = 64;
 const DAY: i64 = 86_400;
@@ -64,15 +68,20 @@ struct Feed {
     meter_readings: HashMap<String, (Vec<String>, Option<ReadingType>)>,
     /// Links of reading types, which may name their meter reading.
     type_links: HashMap<String, Vec<String>>,
-    blocks: Vec<Block>,
 }
 
 pub(super) struct Reader<R: BufRead> {
-    source: Option<R>,
+    /// Where the feed goes on; `None`: it was read to its end.
+    parser: Option<Parser<R>>,
     entity: Option<String>,
     feed: Feed,
-    /// What is taken out next: the block and the reading in it.
-    place: (usize, usize),
+    /// Blocks whose type is not known yet, and how many readings they have.
+    held: Vec<Block>,
+    held_readings: usize,
+    /// Blocks to be taken out, and the reading of the first one that is next.
+    ready: VecDeque<Block>,
+    next: usize,
+    has_blocks: bool,
 }
 
 /// Counts the lines of what is read.
@@ -145,81 +154,127 @@ fn quality_of(code: i16) -> Quality {
 
 impl<R: BufRead> Reader<R> {
     pub(super) fn new(source: R, options: &FileOptions) -> Self {
-        Self { source: Some(source), entity: options.entity.clone(), feed: Feed::default(), place: (0, 0) }
+        Self {
+            parser: Some(Parser::new(source)),
+            entity: options.entity.clone(),
+            feed: Feed::default(),
+            held: Vec::new(),
+            held_readings: 0,
+            ready: VecDeque::new(),
+            next: 0,
+            has_blocks: false,
+        }
+    }
+
+    /// Takes an entry of the feed.
+    fn take(&mut self, entry: Entry) {
+        for block in entry.end(&mut self.feed) {
+            self.has_blocks = true;
+            let meter_reading = self.feed.meter_reading(&block);
+            if self.feed.kind_by_links(meter_reading).is_some() {
+                self.ready.push_back(block);
+            } else {
+                self.held_readings += block.readings.len();
+                self.held.push(block);
+            }
+        }
     }
 }
 
-/// Reads a whole feed.
-fn parse(source: impl BufRead, rows: &mut FileRows) -> Result<Feed> {
-    let mut feed = Feed::default();
-    let mut xml = XmlReader::from_reader(Counted { source, line: 1 });
-    xml.config_mut().trim_text(true);
-    let mut buffer = Vec::new();
-    // Local names of the elements that are open.
-    let mut path: Vec<String> = Vec::new();
-    let mut text = String::new();
-    let mut count = 0usize;
-    let mut entry = Entry::default();
-    loop {
-        buffer.clear();
-        let event = xml.read_event_into(&mut buffer);
-        let line = xml.get_ref().line;
-        let wrong = |words: String| Error::invalid(format!("line {line}: {words}"));
-        match event.map_err(|error| wrong(format!("no sound XML: {error}")))? {
-            Event::Start(element) => {
-                let name = String::from_utf8_lossy(element.local_name().as_ref()).into_owned();
-                if path.len() >= DEPTH_MAX {
-                    return Err(wrong(format!("elements are nested more than {DEPTH_MAX} deep")));
-                }
-                if name == "link" {
-                    entry.link(&element);
-                }
-                entry.begin(&name);
-                path.push(name);
-                text.clear();
-            }
-            Event::Empty(element) => {
-                let name = String::from_utf8_lossy(element.local_name().as_ref()).into_owned();
-                if name == "link" {
-                    entry.link(&element);
-                }
-                entry.begin(&name);
-            }
-            Event::Text(part) => text.push_str(&part.decode().map_err(|error| wrong(error.to_string()))?),
-            Event::End(_) => {
-                let Some(name) = path.pop() else { continue };
-                let within = path.last().map_or("", String::as_str);
-                match name.as_str() {
-                    "entry" => std::mem::take(&mut entry).end(&mut feed),
-                    "IntervalReading" => {
-                        count += 1;
-                        if count > READINGS_MAX {
-                            return Err(wrong(format!(
-                                "more than {READINGS_MAX} readings; import the feed in parts"
-                            )));
-                        }
-                        if let Err(words) = entry.end_reading(line) {
-                            rows.refuse(u64::from(line), words);
-                        }
-                    }
-                    _ => {
-                        if let Err(words) = entry.take(within, &name, text.trim()) {
-                            rows.refuse(u64::from(line), words);
-                        }
-                    }
-                }
-                text.clear();
-            }
-            // Entities of our own are none: nothing expands.
-            Event::DocType(_) => return Err(wrong("a document type is not expected in a feed".to_owned())),
-            Event::Eof => break,
-            _ => {}
+/// Reads the XML of a feed, entry by entry.
+struct Parser<R: BufRead> {
+    xml: XmlReader<Counted<R>>,
+    buffer: Vec<u8>,
+    /// Local names of the elements that are open.
+    path: Vec<String>,
+    text: String,
+    entry: Entry,
+    /// Readings of that entry.
+    count: usize,
+}
+
+impl<R: BufRead> Parser<R> {
+    fn new(source: R) -> Self {
+        let mut xml = XmlReader::from_reader(Counted { source, line: 1 });
+        xml.config_mut().trim_text(true);
+        Self {
+            xml,
+            buffer: Vec::new(),
+            path: Vec::new(),
+            text: String::new(),
+            entry: Entry::default(),
+            count: 0,
         }
     }
-    if !path.is_empty() {
-        return Err(Error::invalid(format!("the feed ends within <{}>: it is cut off", path.join("><"))));
+
+    /// The next entry; `None` at the end of the feed. `held`: readings that are kept elsewhere.
+    fn next(&mut self, held: usize, rows: &mut FileRows) -> Result<Option<Entry>> {
+        loop {
+            self.buffer.clear();
+            let event = self.xml.read_event_into(&mut self.buffer);
+            let line = self.xml.get_ref().line;
+            let wrong = |words: String| Error::invalid(format!("line {line}: {words}"));
+            let (path, entry) = (&mut self.path, &mut self.entry);
+            match event.map_err(|error| wrong(format!("no sound XML: {error}")))? {
+                Event::Start(element) => {
+                    let name = String::from_utf8_lossy(element.local_name().as_ref()).into_owned();
+                    if path.len() >= DEPTH_MAX {
+                        return Err(wrong(format!("elements are nested more than {DEPTH_MAX} deep")));
+                    }
+                    if name == "link" {
+                        entry.link(&element);
+                    }
+                    entry.begin(&name);
+                    path.push(name);
+                    self.text.clear();
+                }
+                Event::Empty(element) => {
+                    let name = String::from_utf8_lossy(element.local_name().as_ref()).into_owned();
+                    if name == "link" {
+                        entry.link(&element);
+                    }
+                    entry.begin(&name);
+                }
+                Event::Text(part) => {
+                    self.text.push_str(&part.decode().map_err(|error| wrong(error.to_string()))?);
+                }
+                Event::End(_) => {
+                    let Some(name) = path.pop() else { continue };
+                    let within = path.last().map_or("", String::as_str);
+                    let text = std::mem::take(&mut self.text);
+                    let taken = match name.as_str() {
+                        "entry" => {
+                            self.count = 0;
+                            return Ok(Some(std::mem::take(entry)));
+                        }
+                        "IntervalReading" => {
+                            self.count += 1;
+                            if self.count + held > READINGS_MAX {
+                                return Err(wrong(format!(
+                                    "more than {READINGS_MAX} readings before what they measure is told; import the feed in parts"
+                                )));
+                            }
+                            entry.end_reading(line)
+                        }
+                        _ => entry.take(within, &name, text.trim()),
+                    };
+                    if let Err(words) = taken {
+                        rows.refuse(u64::from(line), words);
+                    }
+                }
+                // Entities of our own are none: nothing expands.
+                Event::DocType(_) => {
+                    return Err(wrong("a document type is not expected in a feed".to_owned()));
+                }
+                Event::Eof if path.is_empty() => return Ok(None),
+                Event::Eof => {
+                    let words = format!("the feed ends within <{}>: it is cut off", path.join("><"));
+                    return Err(Error::invalid(words));
+                }
+                _ => {}
+            }
+        }
     }
-    Ok(feed)
 }
 
 /// What was read of the entry that is open.
@@ -329,7 +384,8 @@ impl Entry {
         Ok(())
     }
 
-    fn end(self, feed: &mut Feed) {
+    /// Puts what it tells into the feed; answers its blocks.
+    fn end(self, feed: &mut Feed) -> Vec<Block> {
         if self.is_meter_reading {
             feed.meter_readings.insert(self.own, (self.links, self.reading_type));
         } else if let Some(kind) = self.reading_type {
@@ -337,8 +393,9 @@ impl Entry {
             feed.type_links.insert(self.own, self.links);
         } else if !self.blocks.is_empty() {
             let links: Vec<String> = std::iter::once(self.own).chain(self.links).collect();
-            feed.blocks.extend(self.blocks.into_iter().map(|block| Block { links: links.clone(), ..block }));
+            return self.blocks.into_iter().map(|block| Block { links: links.clone(), ..block }).collect();
         }
+        Vec::new()
     }
 }
 
@@ -354,26 +411,26 @@ impl Feed {
         block.links.iter().find_map(named).or_else(naming)
     }
 
-    fn kind(&self, meter_reading: Option<&str>) -> Option<ReadingType> {
-        let (path, found) = match meter_reading {
-            Some(path) => (path, self.meter_readings.get(path)),
-            None => ("", None),
+    /// The type of a meter reading, as far as links tell.
+    fn kind_by_links(&self, meter_reading: Option<&str>) -> Option<ReadingType> {
+        let path = meter_reading?;
+        let (links, embedded) = self.meter_readings.get(path)?;
+        let linked = links.iter().find_map(|link| self.types.get(link));
+        let naming = || {
+            let named = self.type_links.iter().find(|(_, links)| links.iter().any(|link| link == path));
+            named.and_then(|(own, _)| self.types.get(own))
         };
-        if let Some((links, embedded)) = found {
-            let linked = links.iter().find_map(|link| self.types.get(link));
-            let naming = || {
-                let named = self.type_links.iter().find(|(_, links)| links.iter().any(|link| link == path));
-                named.and_then(|(own, _)| self.types.get(own))
-            };
-            if let Some(kind) = linked.copied().or(*embedded).or_else(|| naming().copied()) {
-                return Some(kind);
-            }
-        }
+        linked.copied().or(*embedded).or_else(|| naming().copied())
+    }
+
+    /// The type of a meter reading once the whole feed is known.
+    fn kind(&self, meter_reading: Option<&str>) -> Option<ReadingType> {
         // A feed with one type has nothing to tell apart.
-        match self.types.len() {
+        let only = || match self.types.len() {
             1 => self.types.values().next().copied(),
             _ => None,
-        }
+        };
+        self.kind_by_links(meter_reading).or_else(only)
     }
 }
 
@@ -433,60 +490,68 @@ fn measured(
 
 impl<R: BufRead + Send> RowReader for Reader<R> {
     fn read(&mut self, rows: &mut FileRows) -> Result<bool> {
-        if let Some(source) = self.source.take() {
-            self.feed = parse(source, rows)?;
-            if self.feed.blocks.is_empty() {
-                rows.refuse(1, "the feed has no interval blocks: there are no readings in it");
+        if let Some(block) = self.ready.front() {
+            let to = block.readings.len().min(self.next + BLOCK);
+            let is_taken = self.feed.take_out(block, self.next..to, self.entity.as_deref(), rows);
+            self.next = to;
+            if !is_taken || to == block.readings.len() {
+                self.ready.pop_front();
+                self.next = 0;
             }
             return Ok(true);
         }
-        let (which, from) = self.place;
-        let Some(block) = self.feed.blocks.get(which) else { return Ok(false) };
-        let meter_reading = self.feed.meter_reading(block);
-        let line = |at: usize| block.readings.get(at).map_or(0, |reading| u64::from(reading.line));
-        let Some(kind) = self.feed.kind(meter_reading) else {
-            rows.refuse(
-                line(0),
-                format!(
-                    "{} readings without a reading type: what they measure is not told",
-                    block.readings.len()
-                ),
-            );
-            self.place = (which + 1, 0);
-            return Ok(true);
-        };
-        let entity = self.entity.clone().or_else(|| block.links.iter().find_map(|link| usage_point(link)));
-        let entity = entity.unwrap_or_else(|| "usage-point".to_owned());
-        let first = block.readings.first().map_or(0, |reading| reading.duration);
-        let length = kind.length.filter(|_| first == 0).unwrap_or(first);
-        match measured(&kind, length) {
-            Err(words) => {
-                rows.refuse(line(0), format!("{} readings: {words}", block.readings.len()));
-                self.place = (which + 1, 0);
-                return Ok(true);
-            }
-            Ok((metric, unit, factor)) => {
-                rows.hint(&entity, Category::Cons, Some(length).filter(|length| *length < DAY));
-                let series = rows.series(&entity, metric, unit);
-                let scale = 10f64.powi(kind.power_of_ten.abs());
-                let to = block.readings.len().min(from + BLOCK);
-                for reading in &block.readings[from..to] {
-                    let value =
-                        if kind.power_of_ten < 0 { reading.value / scale } else { reading.value * scale };
-                    let value = if kind.flow == 19 { value.abs() } else { value } * factor;
-                    let code =
-                        if reading.quality < 0 { kind.default_quality.unwrap_or(0) } else { reading.quality };
-                    rows.push(
-                        series,
-                        reading.start * 1_000_000,
-                        value,
-                        quality_of(code),
-                        u64::from(reading.line),
-                    );
+        let Some(parser) = &mut self.parser else { return Ok(false) };
+        match parser.next(self.held_readings, rows)? {
+            Some(entry) => self.take(entry),
+            None => {
+                self.parser = None;
+                self.ready.extend(self.held.drain(..));
+                if !self.has_blocks {
+                    rows.refuse(1, "the feed has no interval blocks: there are no readings in it");
                 }
-                self.place = if to < block.readings.len() { (which, to) } else { (which + 1, 0) };
             }
         }
         Ok(true)
+    }
+}
+
+impl Feed {
+    /// Takes some readings of a block out; false: they cannot be taken, and none of the block.
+    fn take_out(
+        &self,
+        block: &Block,
+        which: Range<usize>,
+        entity: Option<&str>,
+        rows: &mut FileRows,
+    ) -> bool {
+        let line = block.readings.first().map_or(0, |reading| u64::from(reading.line));
+        let count = block.readings.len();
+        let Some(kind) = self.kind(self.meter_reading(block)) else {
+            let words = format!("{count} readings without a reading type: what they measure is not told");
+            rows.refuse(line, words);
+            return false;
+        };
+        let named = || block.links.iter().find_map(|link| usage_point(link));
+        let entity = entity.map(str::to_owned).or_else(named).unwrap_or_else(|| "usage-point".to_owned());
+        let first = block.readings.first().map_or(0, |reading| reading.duration);
+        let length = kind.length.filter(|_| first == 0).unwrap_or(first);
+        let (metric, unit, factor) = match measured(&kind, length) {
+            Ok(measured) => measured,
+            Err(words) => {
+                rows.refuse(line, format!("{count} readings: {words}"));
+                return false;
+            }
+        };
+        rows.hint(&entity, Category::Cons, Some(length).filter(|length| *length < DAY));
+        let series = rows.series(&entity, metric, unit);
+        let scale = 10f64.powi(kind.power_of_ten.abs());
+        for reading in &block.readings[which] {
+            let value = if kind.power_of_ten < 0 { reading.value / scale } else { reading.value * scale };
+            let value = if kind.flow == 19 { value.abs() } else { value } * factor;
+            let code = if reading.quality < 0 { kind.default_quality.unwrap_or(0) } else { reading.quality };
+            let (ts, line) = (reading.start * 1_000_000, u64::from(reading.line));
+            rows.push(series, ts, value, quality_of(code), line);
+        }
+        true
     }
 }

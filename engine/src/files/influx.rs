@@ -38,8 +38,11 @@ impl<R: BufRead> AnnotatedCsv<R> {
     /// Turns the next line into one of line protocol; false: there are none.
     fn turn(&mut self) -> io::Result<bool> {
         self.line.clear();
-        if (&mut self.source).take(LINE_BYTES_MAX).read_until(b'\n', &mut self.line)? == 0 {
+        if (&mut self.source).take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut self.line)? == 0 {
             return Ok(false);
+        }
+        if self.line.len() as u64 > LINE_BYTES_MAX {
+            return Err(io::Error::other(format!("a line is longer than {LINE_BYTES_MAX} bytes")));
         }
         let mut record = StringRecord::new();
         let mut reader =

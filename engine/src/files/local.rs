@@ -12,10 +12,12 @@ use jiff::{
     tz::{AmbiguousOffset, TimeZone},
 };
 
+use wattlake_catalog::Quality;
+
 use crate::{Error, Result};
 
-/// Rows that are held at most.
-const HELD_MAX: usize = 100_000;
+/// Rows that are held at most; then the first ones are taken for what they are without what follows.
+pub(super) const HELD_MAX: usize = if cfg!(test) { 100 } else { 100_000 };
 
 /// Rows whose instants are remembered: an hour of quarter minutes.
 const RECENT_MAX: usize = 240;
@@ -59,6 +61,25 @@ pub(super) enum Placed {
     Skipped,
     /// The policy wants no such times.
     Refused,
+}
+
+impl Placed {
+    /// The instant of a reading and the quality that it then has, or why there is none. `is_nothing`: the row says nothing but zeros; at a
+    /// time that did not exist it is left out (`Ok(None)`).
+    pub(super) fn instant(
+        self,
+        quality: Quality,
+        is_nothing: bool,
+    ) -> std::result::Result<Option<(i64, Quality)>, &'static str> {
+        match self {
+            Self::At(at) => Ok(Some((at, quality))),
+            Self::About(at) if quality == Quality::Bad => Ok(Some((at, quality))),
+            Self::About(at) => Ok(Some((at, Quality::Estimated))),
+            Self::Skipped if is_nothing => Ok(None),
+            Self::Skipped => Err("the clock skipped this time, and the hour after it has a row of its own"),
+            Self::Refused => Err("the clock shows this time twice or not at all"),
+        }
+    }
 }
 
 /// Finds the instants of rows of one series, or of one table, in the order of the file.

@@ -13,7 +13,7 @@ use super::{
 use crate::{Error, Result};
 
 /// Rows of a block, which is held until its end.
-const BLOCK_ROWS_MAX: usize = 2_000_000;
+pub(super) const BLOCK_ROWS_MAX: usize = if cfg!(test) { 100 } else { 2_000_000 };
 
 /// Whether a line is the header row of a block.
 pub(super) fn is_header(line: &str) -> bool {
@@ -62,13 +62,12 @@ impl<R: BufRead> Reader<R> {
         rows.hint(&self.entity, Category::Cons, Some(first.length));
         let series = rows.series(&self.entity, metric, "kWh");
         let mut local = LocalTimes::new(self.options.zone_of_local_times()?, self.options.dst);
-        let mut place = |placed: Placed, (line, value): (u64, f64)| match placed {
-            Placed::At(at) => rows.push(series, at, value, Quality::Good, line),
-            Placed::About(at) => rows.push(series, at, value, Quality::Estimated, line),
-            Placed::Skipped | Placed::Refused => {
-                rows.refuse(line, "the clock shows this time twice or not at all");
-            }
-        };
+        let mut place =
+            |placed: Placed, (line, value): (u64, f64)| match placed.instant(Quality::Good, value == 0.0) {
+                Ok(Some((at, quality))) => rows.push(series, at, value, quality, line),
+                Ok(None) => {}
+                Err(words) => rows.refuse(line, words),
+            };
         for row in block {
             let value = if metric == "export_energy" { -row.value } else { row.value };
             local.push(row.local, (row.line, value), &mut place);

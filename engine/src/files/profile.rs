@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// Rows before the header row.
 const PREAMBLE_ROWS_MAX: u64 = 1000;
 /// Meters of one file whose local times are told apart.
-const ENTITIES_MAX: usize = 100_000;
+pub(super) const ENTITIES_MAX: usize = if cfg!(test) { 100 } else { 100_000 };
 /// Cells that are no readings.
 const NULL_VALUES: [&str; 10] =
     ["", "-", "NaN", "nan", "null", "NULL", "NA", "N/A", "unknown", "unavailable"];
@@ -387,6 +387,64 @@ impl Reader {
         }
         found
     }
+
+    /// From the label of an interval back to its start, microseconds.
+    fn shift(&self) -> i64 {
+        match self.profile.time.label {
+            Label::Start => 0,
+            Label::End => self.profile.time.length.unwrap_or(0) * 1_000_000,
+        }
+    }
+
+    /// The meter of a row.
+    fn entity(&self, columns: &Columns) -> String {
+        let Some(template) = &self.profile.entity else { return self.default_entity.clone() };
+        columns.entity.iter().fold(template.clone(), |text, (name, at)| {
+            text.replace(&format!("{{{name}}}"), plain(self.record.get(*at).unwrap_or_default()))
+        })
+    }
+
+    /// Takes the record that was read last.
+    fn take(&mut self, columns: &Columns, rows: &mut FileRows) -> Result<()> {
+        let is_empty = self.record.iter().all(|cell| cell.trim().is_empty());
+        let is_total = self.record.get(0).is_some_and(|cell| cell.trim().eq_ignore_ascii_case("total"));
+        if is_empty || is_total {
+            return Ok(());
+        }
+        let line = self.line();
+        let time = match self.time(columns) {
+            Ok(time) => time,
+            Err(words) => {
+                rows.refuse(line, words);
+                return Ok(());
+            }
+        };
+        let entity = self.entity(columns);
+        let readings = self.readings(columns, &entity, line, rows);
+        let category = self.profile.values.iter().find_map(|value| value.category);
+        rows.hint(&entity, category.unwrap_or(Category::Cons), self.profile.time.length);
+        let (row, shift) = (Row { line, readings }, self.shift());
+        match (time, &self.zone) {
+            (Time::Instant(at), _) => place(Placed::At(at), row, shift, rows),
+            (Time::Local(_), None) => rows.refuse(line, "its zone is not known"),
+            (Time::Local(local), Some(zone)) => {
+                // In a long table rows of several series come at one time; a wide one has a row for each time.
+                let key = match (&self.profile.long, row.readings.first()) {
+                    (Some(_), Some((series, ..))) => format!("{series:?}"),
+                    _ => entity,
+                };
+                if self.local.len() >= ENTITIES_MAX && !self.local.contains_key(&key) {
+                    return Err(Error::invalid(format!(
+                        "line {line}: local times of more than {ENTITIES_MAX} series; import them in parts"
+                    )));
+                }
+                let (zone, dst) = (zone.clone(), self.dst);
+                let times = self.local.entry(key).or_insert_with(|| LocalTimes::new(zone, dst));
+                times.push(local, row, &mut |placed, row| place(placed, row, shift, rows));
+            }
+        }
+        Ok(())
+    }
 }
 
 enum Time {
@@ -458,81 +516,30 @@ impl RowReader for Reader {
             Some(columns) => columns,
             None => self.find_columns()?,
         };
-        let shift = match self.profile.time.label {
-            Label::Start => 0,
-            Label::End => self.profile.time.length.unwrap_or(0) * 1_000_000,
-        };
         let is_there = self.next()?;
-        let line = self.line();
-        if !is_there {
+        if is_there {
+            self.take(&columns, rows)?;
+        } else {
+            let shift = self.shift();
             for local in self.local.values_mut() {
                 local.finish(&mut |placed, row| place(placed, row, shift, rows));
             }
-            return Ok(false);
-        }
-        let is_empty = self.record.iter().all(|cell| cell.trim().is_empty());
-        let is_total = self.record.get(0).is_some_and(|cell| cell.trim().eq_ignore_ascii_case("total"));
-        if !is_empty && !is_total {
-            let entity = match &self.profile.entity {
-                None => self.default_entity.clone(),
-                Some(template) => columns.entity.iter().fold(template.clone(), |text, (name, at)| {
-                    text.replace(&format!("{{{name}}}"), plain(self.record.get(*at).unwrap_or_default()))
-                }),
-            };
-            match self.time(&columns) {
-                Err(words) => rows.refuse(line, words),
-                Ok(time) => {
-                    let readings = self.readings(&columns, &entity, line, rows);
-                    let category = self.profile.values.iter().find_map(|value| value.category);
-                    rows.hint(&entity, category.unwrap_or(Category::Cons), self.profile.time.length);
-                    let row = Row { line, readings };
-                    match (time, &self.zone) {
-                        (Time::Local(local), Some(zone)) => {
-                            // In a long table rows of several series come at one time; a wide one has a row for each time.
-                            let key = match (&self.profile.long, row.readings.first()) {
-                                (Some(_), Some((series, ..))) => format!("{series:?}"),
-                                _ => entity,
-                            };
-                            if self.local.len() >= ENTITIES_MAX && !self.local.contains_key(&key) {
-                                return Err(Error::invalid(format!(
-                                    "line {line}: local times of more than {ENTITIES_MAX} series; import them in parts"
-                                )));
-                            }
-                            let (zone, dst) = (zone.clone(), self.dst);
-                            let times = self.local.entry(key).or_insert_with(|| LocalTimes::new(zone, dst));
-                            times.push(local, row, &mut |placed, row| place(placed, row, shift, rows));
-                        }
-                        (Time::Instant(at), _) => place(Placed::At(at), row, shift, rows),
-                        (Time::Local(_), None) => rows.refuse(line, "its zone is not known"),
-                    }
-                }
-            }
         }
         self.columns = Some(columns);
-        Ok(true)
+        Ok(is_there)
     }
 }
 
 /// Takes the readings of a row whose instant is known.
 fn place(placed: Placed, row: Row, shift: i64, rows: &mut FileRows) {
-    let (at, is_sure) = match placed {
-        Placed::At(at) => (at, true),
-        Placed::About(at) => (at, false),
-        Placed::Skipped => {
-            // A row of nothing at a time that did not exist says nothing.
-            if row.readings.iter().any(|(_, value, _)| *value != 0.0) {
-                rows.refuse(
-                    row.line,
-                    "the clock skipped this time, and the hour after it has a row of its own",
-                );
-            }
-            return;
-        }
-        Placed::Refused => return rows.refuse(row.line, "the clock shows this time twice or not at all"),
-    };
+    let is_nothing = row.readings.iter().all(|(_, value, _)| *value == 0.0);
     for (series, value, quality) in row.readings {
-        let quality = if is_sure || quality == Quality::Bad { quality } else { Quality::Estimated };
-        rows.push(series, at - shift, value, quality, row.line);
+        match placed.instant(quality, is_nothing) {
+            Ok(Some((at, quality))) => rows.push(series, at - shift, value, quality, row.line),
+            Ok(None) => {}
+            // Once for the whole row.
+            Err(words) => return rows.refuse(row.line, words),
+        }
     }
 }
 

@@ -132,15 +132,14 @@ impl<R: BufRead> Reader<R> {
 
 /// Takes the readings of a row whose instant is known.
 fn place(placed: Placed, (line, readings): (u64, Vec<(FileSeries, f64)>), rows: &mut FileRows) {
-    let (at, quality) = match placed {
-        Placed::At(at) => (at, Quality::Good),
-        Placed::About(at) => (at, Quality::Estimated),
-        Placed::Skipped | Placed::Refused => {
-            return rows.refuse(line, "the clock shows this time twice or not at all");
+    match placed.instant(Quality::Good, readings.iter().all(|(_, value)| *value == 0.0)) {
+        Ok(Some((at, quality))) => {
+            for (series, value) in readings {
+                rows.push(series, at, value, quality, line);
+            }
         }
-    };
-    for (series, value) in readings {
-        rows.push(series, at, value, quality, line);
+        Ok(None) => {}
+        Err(words) => rows.refuse(line, words),
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 use crate::{Error, Result};
 
 /// Bytes of a file, which is read as a whole and takes some ten times as much memory.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+pub(super) const FILE_BYTES_MAX: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 /// Names of answers that have readings.
 const ROOTS: [&str; 5] = ["energy", "power", "energyDetails", "powerDetails", "storageData"];
 
@@ -186,14 +186,12 @@ impl<R> Reader<R> {
         rows: &mut FileRows,
     ) -> Result<()> {
         let mut local = None;
-        let out = |placed: Placed, (place, value): (u64, f64), rows: &mut FileRows| match placed {
-            Placed::At(at) => rows.push(series, at, value, Quality::Good, place),
-            Placed::About(at) => rows.push(series, at, value, Quality::Estimated, place),
-            // It says nothing, or the hour after it has it.
-            Placed::Skipped if value == 0.0 => {}
-            Placed::Skipped => rows
-                .refuse(place, "the clock skipped this time, and the hour after it has a value of its own"),
-            Placed::Refused => rows.refuse(place, "the clock shows this time twice or not at all"),
+        let out = |placed: Placed, (place, value): (u64, f64), rows: &mut FileRows| match placed
+            .instant(Quality::Good, value == 0.0)
+        {
+            Ok(Some((at, quality))) => rows.push(series, at, value, quality, place),
+            Ok(None) => {}
+            Err(words) => rows.refuse(place, words),
         };
         for (date, value) in readings {
             self.count += 1;

@@ -1,5 +1,7 @@
 //! Each format by small examples.
 
+mod limits;
+
 use wattlake_catalog::Quality;
 
 use super::*;

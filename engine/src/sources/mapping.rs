@@ -478,21 +478,31 @@ pub(crate) fn intern(text: &str) -> &'static str {
     text
 }
 
-/// The same for texts of answers; `None`: it is too long, or there are too many already.
-fn intern_answered(text: &str) -> Option<&'static str> {
+/// Texts of answers that were kept; they are never let go.
+struct Answered(BTreeSet<&'static str>);
+
+impl Answered {
     const CHARS_MAX: usize = 128;
     const TEXTS_MAX: usize = 20_000;
-    static ANSWERED: parking_lot::Mutex<BTreeSet<&'static str>> = parking_lot::Mutex::new(BTreeSet::new());
-    let mut answered = ANSWERED.lock();
-    if let Some(found) = answered.get(text) {
-        return Some(found);
+
+    /// `None`: it is too long, or there are too many already.
+    fn intern(&mut self, text: &str) -> Option<&'static str> {
+        if let Some(found) = self.0.get(text) {
+            return Some(found);
+        }
+        if text.is_empty() || text.len() > Self::CHARS_MAX || self.0.len() >= Self::TEXTS_MAX {
+            return None;
+        }
+        let text = intern(text);
+        self.0.insert(text);
+        Some(text)
     }
-    if text.is_empty() || text.len() > CHARS_MAX || answered.len() >= TEXTS_MAX {
-        return None;
-    }
-    let text = intern(text);
-    answered.insert(text);
-    Some(text)
+}
+
+/// As [`intern`], for texts of answers, of which there may be too many.
+fn intern_answered(text: &str) -> Option<&'static str> {
+    static ANSWERED: parking_lot::Mutex<Answered> = parking_lot::Mutex::new(Answered(BTreeSet::new()));
+    ANSWERED.lock().intern(text)
 }
 
 /// A reading as a program yields it.

@@ -138,3 +138,15 @@ fn who_writes_a_mapping_sees_what_it_missed() {
     assert_eq!(left_over(&body, &mapped), ["$['a']['energy']", "$['list'][0]['v']"]);
     assert_eq!(apply(&json!({ "rows": "$.b[*]", "values": [] }), &body).unmatched, ["rows $.b[*]"]);
 }
+
+#[test]
+fn texts_of_answers_are_kept_within_limits() {
+    let mut answered = Answered(BTreeSet::new());
+    for n in 0..Answered::TEXTS_MAX {
+        assert!(answered.intern(&format!("text {n}")).is_some());
+    }
+    assert_eq!((answered.intern("one more"), answered.intern("text 7")), (None, Some("text 7")));
+    let mut answered = Answered(BTreeSet::new());
+    assert!(answered.intern(&"x".repeat(Answered::CHARS_MAX)).is_some());
+    assert_eq!((answered.intern(&"x".repeat(Answered::CHARS_MAX + 1)), answered.intern("")), (None, None));
+}
