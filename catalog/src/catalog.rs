@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a revoked token may still work, and how soon one made by another process is known.
-const TOKENS_KEPT: Duration = Duration::from_secs(2);
+pub(crate) const TOKENS_KEPT: Duration = Duration::from_secs(2);
 
 /// The catalog database with its in-memory picture of the fleet.
 ///
@@ -308,13 +308,13 @@ impl Catalog {
         });
         let list = match (read, &mut *cached) {
             (Ok(list), _) => list,
-            // While the database is away, writing goes on with the tokens that were valid before.
-            (Err(error), Some((read_at, tokens))) if error.kind == ErrorKind::Unavailable => {
+            // While the database is away or broken, writing goes on with the tokens that were valid before: the log does not need it.
+            (Err(error), Some((read_at, tokens))) => {
                 tracing::warn!(%error, "tokens could not be read again");
                 *read_at = Instant::now();
                 return Ok(Arc::clone(tokens));
             }
-            (Err(error), _) => return Err(error),
+            (Err(error), None) => return Err(error),
         };
         let tokens = Arc::new(list.into_iter().map(|token| (token.id.clone(), token)).collect());
         *cached = Some((Instant::now(), Arc::clone(&tokens)));

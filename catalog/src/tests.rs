@@ -286,6 +286,17 @@ mod suite {
         }
         let stored = catalog.db.rows("SELECT secret_sha256 FROM wattlake_token", vec![]).await.expect("rows");
         assert!(!token.contains(&stored[0].text(0).expect("text")));
+        // A database that is broken, not only away, takes nothing from those who were known.
+        let rename = async |from: &str, to: &str| {
+            let mut tx = catalog.begin().await.expect("tx");
+            tx.execute(&format!("ALTER TABLE {from} RENAME TO {to}"), vec![]).await.expect("renamed");
+            tx.commit().await.expect("commit");
+        };
+        rename("wattlake_token", "lost").await;
+        tokio::time::sleep(catalog::TOKENS_KEPT + std::time::Duration::from_millis(10)).await;
+        assert!(catalog.authenticate(&token).await.expect("checked").is_some());
+        assert!(catalog.authenticate(&format!("{token}x")).await.expect("checked").is_none());
+        rename("lost", "wattlake_token").await;
         catalog.revoke_token(&access.token_id).await.expect("revoked");
         assert!(catalog.authenticate(&token).await.expect("checked").is_none());
         assert_eq!(

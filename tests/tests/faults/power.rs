@@ -39,7 +39,7 @@ async fn cut(
     ledger.close();
     switch.cut_power();
     let code = match waits_for_end {
-        true => server.wait(Duration::from_secs(120)).await.and_then(|status| status.code()),
+        true => server.wait(Duration::from_secs(30)).await.and_then(|status| status.code()),
         false => None,
     };
     server.kill();
