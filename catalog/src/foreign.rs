@@ -11,7 +11,7 @@ use std::{
 use futures::TryStreamExt;
 use serde_json::{Map, Value};
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection, Row as _,
+    AssertSqlSafe, ConnectOptions as _, Connection, PgConnection, Row as _,
     postgres::{PgConnectOptions, PgRow},
 };
 
@@ -59,6 +59,8 @@ pub struct ForeignDatabase {
     older: Vec<String>,
     /// The zone of times without one.
     zone: Option<String>,
+    /// Whether rows of measurements have places in an order.
+    has_places: bool,
 }
 
 fn failed(error: &sqlx::Error) -> Error {
@@ -90,7 +92,9 @@ impl ForeignDatabase {
                     "this is no address of a database; write postgres://user:password@host:5432/name",
                 )
             })?
-            .application_name("wattlake import");
+            .application_name("wattlake import")
+            // That reading all of it takes long is no news.
+            .disable_statement_logging();
         let mut connection = PgConnection::connect_with(&options).await.map_err(|error| failed(&error))?;
         sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut connection)
@@ -120,7 +124,10 @@ impl ForeignDatabase {
                 TABLES.join(", ")
             )));
         }
-        Ok(Self { connection, columns, older: older.into_iter().collect(), zone: zone.map(str::to_owned) })
+        let (older, zone) = (older.into_iter().collect(), zone.map(str::to_owned));
+        let mut this = Self { connection, columns, older, zone, has_places: false };
+        this.has_places = this.stamp().await?.is_some();
+        Ok(this)
     }
 
     /// Tables that are not read.
@@ -276,14 +283,35 @@ impl ForeignDatabase {
         Ok(rows.filter(|rows| *rows > 0.0).map(|rows| rows as u64))
     }
 
-    /// Hands over all readings, some thousand at a time; rows without an id, a time, a metric or a value are counted and left out.
+    /// What tells whether the readings are still those of another time: how many rows were ever inserted, changed and deleted. `None`
+    /// where nobody counts, and where rows have no order of their own: in partitions and views.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn stamp(&mut self) -> Result<Option<String>> {
+        let sql = "SELECT concat_ws(' ', c.oid, pg_relation_filenode(c.oid), s.n_tup_ins, s.n_tup_upd, s.n_tup_del, d.stats_reset) \
+                   FROM pg_class c JOIN pg_stat_all_tables s ON s.relid = c.oid JOIN pg_stat_database d ON d.datname = current_database() \
+                   WHERE c.oid = to_regclass('measurements') AND c.relkind = 'r' AND NOT EXISTS (SELECT 1 FROM pg_inherits WHERE inhparent = c.oid)";
+        sqlx::query("SELECT pg_stat_clear_snapshot()")
+            .execute(&mut self.connection)
+            .await
+            .map_err(|error| failed(&error))?;
+        let row =
+            sqlx::query(sql).fetch_optional(&mut self.connection).await.map_err(|error| failed(&error))?;
+        row.map(|row| row.try_get::<String, _>(0)).transpose().map_err(|error| failed(&error))
+    }
+
+    /// Hands over the readings, some thousand at a time, in the order in which they lie there; rows without an id, a time, a metric or a
+    /// value are counted and left out. `take` is also told the place of the last row; `after` such a place it goes on, as long as the
+    /// [stamp](Self::stamp) is the same.
     ///
     /// # Errors
     /// When the database does not answer, times have no zone and none was given, or `take` fails.
     pub async fn measurements<E: From<Error>>(
         &mut self,
         rows_at_once: usize,
-        mut take: impl AsyncFnMut(Vec<ForeignReading>, u64) -> std::result::Result<(), E>,
+        after: Option<&str>,
+        mut take: impl AsyncFnMut(Vec<ForeignReading>, u64, String) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let Some(known) = self.columns.get("measurements") else { return Ok(()) };
         let has = |name: &str| known.contains_key(name);
@@ -305,27 +333,40 @@ impl ForeignDatabase {
             _ => "\"timestamp\"".to_owned(),
         };
         let text = |name: &str| if has(name) { format!("{name}::text") } else { "NULL::text".to_owned() };
-        let sql = format!(
-            "SELECT entity_id::text, {}, (extract(epoch FROM {time}) * 1000000)::bigint, metric::text, value::float8, {}, {}, {} \
+        let place = if self.has_places { "ctid::text" } else { "''::text" };
+        let mut sql = format!(
+            "SELECT entity_id::text, {}, (extract(epoch FROM {time}) * 1000000)::bigint, metric::text, value::float8, {}, {}, {}, {place} \
              FROM measurements",
             text("entity_type"),
             text("unit"),
             text("quality"),
             text("metadata")
         );
+        if let Some(after) = after {
+            sql += &format!(" WHERE ctid > '{}'::tid", after.replace('\'', "''"));
+        }
+        // In the order of the table, from its beginning.
+        for setting in ["synchronize_seqscans = off", "max_parallel_workers_per_gather = 0"] {
+            let set = format!("SET LOCAL {setting}");
+            sqlx::query(AssertSqlSafe(set))
+                .execute(&mut self.connection)
+                .await
+                .map_err(|error| failed(&error))?;
+        }
         let mut rows = sqlx::query(AssertSqlSafe(sql)).fetch(&mut self.connection);
-        let (mut batch, mut left_out) = (Vec::new(), 0);
+        let (mut batch, mut left_out, mut last) = (Vec::new(), 0, String::new());
         while let Some(row) = rows.try_next().await.map_err(|error| failed(&error))? {
             match reading(&row).map_err(|error| failed(&error))? {
                 Some(reading) => batch.push(reading),
                 None => left_out += 1,
             }
             if batch.len() >= rows_at_once {
-                take(std::mem::take(&mut batch), std::mem::take(&mut left_out)).await?;
+                last = row.try_get(8).map_err(|error| failed(&error))?;
+                take(std::mem::take(&mut batch), std::mem::take(&mut left_out), last.clone()).await?;
             }
         }
         if !batch.is_empty() || left_out > 0 {
-            take(batch, left_out).await?;
+            take(batch, left_out, last).await?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! The files are built beside running flushes; only when one of those touched the same keys the work is done again with
 //! the flush lock held (MAN-3).
 
+pub(crate) mod resume;
 mod spill;
 mod undo;
 
@@ -34,6 +35,7 @@ use crate::{
 };
 pub use undo::UndoReport;
 
+use resume::Resumable;
 use spill::{SpillFile, SpillFolder, SpillReader, SpillWriter};
 
 /// Share of the memory budget that readings take before they are sorted into a run: while one run is sorted and
@@ -69,6 +71,8 @@ pub struct BulkImport {
     runs: Vec<Run>,
     spill: Option<Arc<SpillFolder>>,
     spilled_bytes: u64,
+    /// Where another process would go on.
+    resumable: Option<Resumable>,
 }
 
 impl std::fmt::Debug for BulkImport {
@@ -110,13 +114,27 @@ impl Engine {
             runs: Vec::new(),
             spill: None,
             spilled_bytes: 0,
+            resumable: None,
         }
+    }
+
+    /// As [`Engine::bulk_import`], but one that goes on where a process that was killed ended. `name` is the same for the same import, and
+    /// a file name. Answers also the last state that was given to [`BulkImport::push`] and is on disk with what was pushed until then.
+    ///
+    /// # Errors
+    /// When the folder of the import cannot be made.
+    pub fn resumable_import(self: &Arc<Self>, name: &str) -> Result<(BulkImport, Option<String>)> {
+        let series = &self.versions().series;
+        let (resumable, folder, runs, state) = Resumable::open(self.settings(), series, name)?;
+        let spilled_bytes = runs.iter().map(|run| run.spilled_bytes).sum();
+        let (spill, resumable) = (Some(folder), Some(resumable));
+        Ok((BulkImport { runs, spill, spilled_bytes, resumable, ..self.bulk_import() }, state))
     }
 }
 
 impl BulkImport {
-    /// Takes readings; of two with one key the later one counts.
-    pub(crate) async fn push(&mut self, readings: Readings) -> Result<()> {
+    /// Takes readings; of two with one key the later one counts. `state` tells how far the caller has come with these.
+    pub(crate) async fn push(&mut self, readings: Readings, state: impl FnOnce() -> String) -> Result<()> {
         if readings.is_empty() {
             return Ok(());
         }
@@ -131,6 +149,9 @@ impl BulkImport {
                 Run::sort(&blocks, &series).and_then(|run| run.spill(&spill))
             });
             self.sorting = Some(tokio::spawn(sort));
+            if let Some(resumable) = &mut self.resumable {
+                resumable.sorting = Some(state());
+            }
         }
         Ok(())
     }
@@ -146,6 +167,9 @@ impl BulkImport {
             .await
             .map_err(|error| Error::internal(format!("sorting an import panicked: {error}")))??;
         self.spilled_bytes += run.spilled_bytes;
+        if let Some(resumable) = &mut self.resumable {
+            resumable.keep(&run, &self.engine.versions().series)?;
+        }
         self.runs.push(run);
         let max = self.engine.settings().ingest.import_spill;
         if self.spilled_bytes > max.0 {
@@ -203,6 +227,16 @@ impl BulkImport {
             self.runs.push(background::run("import-sort", move || Run::sort(&blocks, &series)).await?);
         }
         Ok(())
+    }
+
+    /// Leaves its folder behind, as a kill does.
+    #[cfg(test)]
+    async fn leave(mut self) {
+        // Whose run nobody knows of.
+        if let Some(sorting) = self.sorting.take() {
+            std::mem::forget(sorting.await);
+        }
+        std::mem::forget((self.spill, self.runs));
     }
 
     /// Answers what [`BulkImport::finish`] would, and stores nothing.

@@ -155,7 +155,7 @@ impl Ingest {
             Some(Write::Prepared(write)) => self.engine.write_prepared(write).await?,
             Some(Write::Bulk(readings)) => {
                 let mut bulk = self.engine.bulk_import();
-                bulk.push(readings).await?;
+                bulk.push(readings, String::new).await?;
                 bulk.finish().await?;
             }
         }
@@ -173,13 +173,18 @@ impl Ingest {
         Ok((DecodedPart(readings), report))
     }
 
-    /// Adds a part to a bulk import, in the order of the file.
+    /// Adds a part to a bulk import, in the order of the file. `state` tells how far the file was read with it.
     ///
     /// # Errors
     /// When sorting fails, for want of disk most likely; the import cannot go on then.
-    pub async fn push(&self, bulk: &mut BulkImport, part: DecodedPart) -> Result<()> {
+    pub async fn push(
+        &self,
+        bulk: &mut BulkImport,
+        part: DecodedPart,
+        state: impl FnOnce() -> String,
+    ) -> Result<()> {
         match part.0 {
-            Some(readings) => bulk.push(readings).await,
+            Some(readings) => bulk.push(readings, state).await,
             None => Ok(()),
         }
     }
@@ -259,7 +264,7 @@ impl DecodedPart {
 }
 
 /// What an import has of a series. Times in microseconds since 1970 UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeriesCount {
     pub rows: u64,
     pub first: i64,

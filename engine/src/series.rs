@@ -137,6 +137,11 @@ impl Interned {
         &self.units[id.0 as usize]
     }
 
+    /// The texts of all units, indexed by their number.
+    pub(crate) fn units(&self) -> &[Arc<str>] {
+        &self.units
+    }
+
     pub(crate) fn channel(&self, id: ChannelId) -> Channel {
         self.channels[id.0 as usize]
     }

@@ -5,6 +5,9 @@ import datetime as dt
 import gzip
 import io
 import json
+import re
+import signal
+import subprocess
 import tarfile
 import zipfile
 from zoneinfo import ZoneInfo
@@ -14,7 +17,7 @@ import pandas as pd
 import psycopg
 import pytest
 
-from conftest import SHARED
+from conftest import BINARY, SHARED, wait_until
 
 FIXTURES = SHARED / "fixtures"
 real = pytest.mark.skipif(not FIXTURES.exists(), reason="optional real data is not there")
@@ -349,6 +352,44 @@ def test_a_database_of_the_same_tables_is_copied_with_its_ids(start, postgres, t
     assert broken.returncode == 1 and "invalid input syntax" in broken.stderr, broken.stderr
     wrong = server.cli("import", "postgres://nobody:canary-password@127.0.0.1:1/x", check=False)
     assert wrong.returncode == 1 and "canary" not in wrong.stderr, wrong.stderr
+
+
+def test_a_database_that_nobody_wrote_to_goes_on_after_a_kill(start, postgres):
+    url = postgres()
+    query = lambda sql: psycopg.connect(url, autocommit=True).execute(sql)
+    query(SCHEMA.replace("TIME_TYPE", "timestamptz"))
+    query("""INSERT INTO measurements SELECT 'meter', '00000000-0000-4000-8000-000000000012', TIMESTAMPTZ '2025-01-01Z' + i * INTERVAL '1 minute', 'power', i, 'W', NULL
+             FROM generate_series(0, 299999) i""")
+    server = start()
+    server.stop()
+    small = ["--set", "memory.budget=2MiB", "--set", "flush.max_bytes=1MiB"]
+    command = [BINARY, "import", url, *server.flags(), *small]
+
+    def kill_once_some_of_it_is_on_disk():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=server.env)
+        wait_until(lambda: process.poll() is not None or [*server.dir.glob("imports/*/checkpoint.json")], "a run on disk", 60)
+        process.kill()
+        said = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL and [*server.dir.glob("imports/*/checkpoint.json")], said
+
+    kill_once_some_of_it_is_on_disk()
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=server.env)
+    went_on = re.search(r"broke off: (\d+) readings", done.stderr)
+    assert went_on and int(went_on[1]) >= 65_536, done.stderr
+    report = json.loads(done.stdout)
+    assert report["report"]["accepted"] == 400_001 and report["stored"]["new"] == 400_001 and report["report"]["rejected"] == 3
+    assert not [*server.dir.glob("imports/*")]
+    # Somebody writes before it goes on: it begins anew, and has what was written to rows that were read before.
+    query("UPDATE measurements SET value = value + 1 WHERE metric = 'power' AND \"timestamp\" < '2025-01-02'")
+    kill_once_some_of_it_is_on_disk()
+    query("UPDATE measurements SET value = value + 1 WHERE metric = 'power' AND \"timestamp\" < '2025-01-02'")
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=server.env)
+    assert "broke off" not in done.stderr, done.stderr
+    server.start()
+    total = query("SELECT sum(value) FROM measurements WHERE metric = 'power' AND entity_id::text LIKE '%12'").fetchone()[0]
+    found = server.sql("SELECT count(*) AS n, sum(value) AS total FROM measurements WHERE metric = 'power' AND entity_id = $1",
+                       params=["00000000-0000-4000-8000-000000000012"])
+    assert found == [{"n": 300_000, "total": pytest.approx(float(total) / 1000)}]
 
 
 def test_thirteen_years_of_one_meter_are_a_file_a_month_and_one_commit(start, tmp_path):

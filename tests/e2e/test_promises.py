@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -55,7 +56,11 @@ def test_an_import_that_is_killed_and_repeated_is_the_import(start, tmp_path):
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["entity_id", "metric", "timestamp", "value", "unit"])
-        writer.writerows((e, "power", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t)), v, "kW") for e, t, v in rows)
+        for n, (e, t, v) in enumerate(rows):
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))
+            writer.writerow((e, "power", at, v, "kW"))
+            if n % 997 == 0:
+                writer.writerow((e, "power", at, "wrong", "kW"))
     reference.stop()
     victims = []
     for name in ("victim", "import.before_catalog", "import.after_catalog"):
@@ -65,32 +70,43 @@ def test_an_import_that_is_killed_and_repeated_is_the_import(start, tmp_path):
         # The same fleet.
         shutil.copytree(reference.dir, victims[-1].dir)
     victim = victims[0]
+    small = ["--set", "memory.budget=2MiB", "--set", "flush.max_bytes=1MiB"]
     started = time.monotonic()
-    reference.cli("import", str(file))
+    refused = [tmp_path / "refused-once.csv", tmp_path / "refused.csv"]
+    assert "lines were refused" in reference.cli("import", str(file), "--rejects", str(refused[0]), *small, check=False).stderr
     took = time.monotonic() - started
     reference.start()
     expected = reference.sql(DIGEST)
     assert sum(row["n"] for row in expected) == len(rows)
-    killed = 0
-    for _ in range(10 if SCALE < 10 else 4 * SCALE):
-        process = subprocess.Popen([BINARY, "import", str(file), *victim.flags()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=victim.env)
+    killed, resumed = 0, set()
+    with_refused = ["--rejects", str(refused[1]), *small]
+    for n in itertools.count():
+        process = subprocess.Popen([BINARY, "import", str(file), *victim.flags(), *with_refused], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=victim.env)
         time.sleep(rng.random() * took * 1.1)
         process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-    assert killed >= 3
+        said = process.communicate()[1]
+        killed += process.returncode == -signal.SIGKILL
+        resumed |= set(re.findall(r"broke off: (\d+) readings", said))
+        if n >= (10 if SCALE < 10 else 4 * SCALE) and killed >= 3 and resumed:
+            break
+        assert n < 100 * SCALE, (killed, resumed)
     # Right before and right after the commit.
     for dies in victims[1:]:
         env = victim.env | {"FAILPOINTS": f"{dies.dir.name}=return"}
-        done = subprocess.run([BINARY, "import", str(file), *dies.flags()], capture_output=True, text=True, env=env)
+        done = subprocess.run([BINARY, "import", str(file), *dies.flags(), *small], capture_output=True, text=True, env=env)
         assert done.returncode != 0 and dies.dir.name in done.stderr
         stored = json.loads(dies.cli("verify", "--json").stdout)["rows"]
         assert stored == (len(rows) if "after" in dies.dir.name else 0)
     for victim in victims:
-        out = victim.cli("import", str(file), "--json")
+        out = victim.cli("import", str(file), "--json", *(with_refused if victim is victims[0] else small), check=False)
+        report = json.loads(out.stdout)
+        assert report["report"]["accepted"] == len(rows) and [f["accepted"] for f in report["files"]] == [len(rows)]
         victim.start()
         assert victim.sql(DIGEST) == expected, out.stdout
         assert {p["kind"] for p in victim.post("/api/verify").json()["problems"]} <= {"orphan"}
         victim.stop()
+    # Each refused line once, whoever wrote it down.
+    assert refused[0].read_text() == refused[1].read_text() and refused[0].read_text().count("wrong") == -(-len(rows) // 997)
 
 
 def test_what_was_acknowledged_is_in_the_next_answer_of_every_protocol(start):

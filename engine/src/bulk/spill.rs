@@ -1,4 +1,5 @@
-//! Sorted runs of a bulk import on disk: written once, read once by the process that wrote them, and gone with the import.
+//! Sorted runs of a bulk import on disk: written once, read once by the process that wrote them or by [another](super::resume), and gone
+//! with the import.
 //!
 //! A run is one file of parts, month by month in the order of data files. A part holds rows of one series as plain columns,
 //! of which those that repeat (the steps between times, qualities, units, times of acceptance) shrink to runs.
@@ -10,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use ahash::HashMap;
 
 use crate::{
     Error, Result,
@@ -121,8 +124,16 @@ impl SpillWriter {
     pub(super) fn finish(self) -> Result<SpillFile> {
         let Self { folder, path, out, .. } = self;
         let file = out.into_inner().map_err(|error| Error::io("write", &path, &error.into_error()))?;
-        Ok(SpillFile { _folder: folder, path, file })
+        Ok(SpillFile { _folder: folder, path, file, names: None })
     }
+}
+
+/// What numbers in a run of another process mean here.
+#[derive(Debug)]
+pub(super) struct Names {
+    pub series: HashMap<u32, SeriesId>,
+    /// Indexed by the other process' numbers.
+    pub units: Vec<UnitId>,
 }
 
 /// A run on disk.
@@ -131,9 +142,23 @@ pub(super) struct SpillFile {
     _folder: Arc<SpillFolder>,
     path: PathBuf,
     file: File,
+    names: Option<Names>,
 }
 
 impl SpillFile {
+    /// Opens a run of another process; `None`: it is not there, or not of so many bytes.
+    pub(super) fn open(folder: &Arc<SpillFolder>, name: &str, bytes: u64, names: Names) -> Option<Self> {
+        let path = folder.0.join(name);
+        let file = File::open(&path).ok()?;
+        let is_whole = file.metadata().ok()?.len() == bytes;
+        is_whole.then(|| Self { _folder: Arc::clone(folder), path, file, names: Some(names) })
+    }
+
+    /// Its name in the folder.
+    pub(super) fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     fn path(&self) -> &Path {
         &self.path
     }
@@ -190,8 +215,15 @@ impl SpillReader {
             Some(part) if sum_of(head.as_flattened(), part) == sum => decode_part(part, rows),
             _ => None,
         };
-        let rows = part.ok_or_else(|| self.damaged())?;
-        let key = Arc::clone(self.series.read().key(SeriesId(series)));
+        let mut rows = part.ok_or_else(|| self.damaged())?;
+        let mut series = SeriesId(series);
+        if let Some(names) = &self.file.names {
+            series = *names.series.get(&series.0).ok_or_else(|| self.damaged())?;
+            for unit in &mut rows.unit {
+                *unit = *names.units.get(unit.0 as usize).ok_or_else(|| self.damaged())?;
+            }
+        }
+        let key = Arc::clone(self.series.read().key(series));
         Ok(Some((key, rows)))
     }
 }

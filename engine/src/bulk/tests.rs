@@ -9,7 +9,7 @@ use wattlake_config::ByteCount;
 
 use crate::{
     Batch, BatchSeries, BulkReport, Engine, ErrorKind, MaintenanceOptions, UndoReport,
-    tests::{settings, start, two_meters, visible},
+    tests::{crash, settings, start, two_meters, visible},
 };
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ async fn import(
 ) -> BulkReport {
     let mut bulk = engine.bulk_import();
     for part in parts {
-        bulk.push(batch(entities, part).into_readings(engine.series())).await.expect("push");
+        bulk.push(batch(entities, part).into_readings(engine.series()), String::new).await.expect("push");
     }
     bulk.finish().await.expect("import")
 }
@@ -119,7 +119,7 @@ proptest! {
             prop_assert_eq!(visible(&engine).await, model.clone());
             // A preview says what an import would, and changes nothing.
             let mut bulk = engine.bulk_import();
-            bulk.push(batch(&entities, &all).into_readings(engine.series())).await.expect("push");
+            bulk.push(batch(&entities, &all).into_readings(engine.series()), String::new).await.expect("push");
             let preview = bulk.preview().await.expect("preview");
             let same = imported.iter().filter(|(key, value)| model.get(*key) == Some(value)).count() as u64;
             prop_assert_eq!((preview.rows, preview.identical, preview.batch), (imported.len() as u64, same, None));
@@ -213,6 +213,83 @@ async fn undoing_is_limited() {
     engine.abandon().await;
 }
 
+/// An import whose process is killed again and again ends as one that nobody killed: what is on disk is not read again.
+#[tokio::test]
+async fn imports_go_on_after_a_kill() {
+    let dir = tempfile::TempDir::new().expect("dir");
+    let mut settings = settings(dir.path());
+    // Some parts make a run.
+    settings.memory.budget = ByteCount(20_000);
+    let parts: Vec<Vec<Reading>> = (0..60)
+        .map(|part| {
+            (0..40).map(|n| (n % 2, part % 2, -(part as i64) * 20 - n as i64, (part % 4) as i32)).collect()
+        })
+        .collect();
+    let mut engine = start(&settings).await;
+    let entities = two_meters(&engine).await;
+    // Series are numbered otherwise in each process.
+    let old: Vec<Reading> = vec![(1, 1, -3, 9), (0, 1, -3, 9)];
+    engine.write(batch(&entities, &old)).await.expect("stored");
+    let (mut starts, mut done) = (Vec::new(), false);
+    for round in 0.. {
+        let (mut bulk, state) = engine.resumable_import("x").expect("an import");
+        let from: usize = state.map_or(0, |state| state.parse().expect("a number"));
+        starts.push(from);
+        for (at, part) in parts.iter().enumerate().skip(from) {
+            if round < 3 && at == from + 18 {
+                break;
+            }
+            let readings = batch(&entities, part).into_readings(engine.series());
+            bulk.push(readings, || (at + 1).to_string()).await.expect("push");
+            done = at + 1 == parts.len();
+        }
+        if done {
+            bulk.finish().await.expect("stored");
+            break;
+        }
+        bulk.leave().await;
+        crash(engine).await;
+        engine = start(&settings).await;
+        let first: Vec<Reading> = vec![(round % 2, round % 2, 10, 1)];
+        engine.write(batch(&entities, &first)).await.expect("stored");
+    }
+    assert!(starts[0] == 0 && starts.windows(2).all(|pair| pair[0] < pair[1]), "{starts:?}");
+    let mut model = Model::new();
+    apply(&mut model, &entities, &old);
+    for part in &parts {
+        apply(&mut model, &entities, part);
+    }
+    let mut found = visible(&engine).await;
+    found.retain(|key, _| key.2 <= NOW);
+    assert_eq!(found, model);
+    let left = || std::fs::read_dir(dir.path().join("imports")).expect("a folder").count();
+    assert_eq!(left(), 0);
+    // What is damaged, or cut off, is not gone on with.
+    for damage in 0..3 {
+        let (mut bulk, _) = engine.resumable_import("y").expect("an import");
+        for (at, part) in parts.iter().enumerate() {
+            let readings = batch(&entities, part).into_readings(engine.series());
+            bulk.push(readings, || at.to_string()).await.expect("push");
+        }
+        bulk.leave().await;
+        let folder = dir.path().join("imports/y");
+        let paths = || std::fs::read_dir(&folder).expect("files").map(|entry| entry.expect("a file").path());
+        let mut known =
+            paths().filter(|path| path.extension().is_some() && !path.ends_with("checkpoint.json"));
+        let run = known.next().expect("a run").with_extension("");
+        match damage {
+            0 => std::fs::write(folder.join("checkpoint.json"), "{").expect("written"),
+            1 => std::fs::write(&run, "x").expect("written"),
+            _ => std::fs::remove_file(run.with_extension("json")).expect("removed"),
+        }
+        let (bulk, state) = engine.resumable_import("y").expect("an import");
+        assert!(state.is_none() && paths().count() == 0, "{damage}");
+        drop(bulk);
+        assert_eq!(left(), 0);
+    }
+    engine.abandon().await;
+}
+
 /// An import that needs more disk than allowed stores nothing and leaves nothing behind.
 #[tokio::test]
 async fn spilling_is_limited() {
@@ -227,7 +304,7 @@ async fn spilling_is_limited() {
     let mut refused = None;
     for hour in 0..30 {
         let part = batch(&entities, &[(0, 0, -hour, 1), (1, 1, -hour, 1)]).into_readings(engine.series());
-        if let Err(error) = bulk.push(part).await {
+        if let Err(error) = bulk.push(part, String::new).await {
             refused = Some(error);
             break;
         }

@@ -37,18 +37,23 @@ pub struct FoundFile {
     /// Somebody named it; else it was found in a folder or an archive, where other things may lie as well.
     pub is_named: bool,
     /// Lives as long as the file is needed.
-    _unpacked: Option<Arc<TempDir>>,
+    unpacked: Option<Arc<TempDir>>,
 }
 
 impl FoundFile {
     fn new(path: PathBuf, is_named: bool) -> Self {
         let own = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Self { name: path.display().to_string(), stem: stem(&own), path, is_named, _unpacked: None }
+        Self { name: path.display().to_string(), stem: stem(&own), path, is_named, unpacked: None }
     }
 
     /// Something that is no file, but is imported as one.
     pub fn of_name(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::new(PathBuf::from(name), true) }
+    }
+
+    /// Whether it comes out of an archive.
+    pub fn is_unpacked(&self) -> bool {
+        self.unpacked.is_some()
     }
 
     /// The first bytes, decompressed.
@@ -265,7 +270,7 @@ impl Unpacked {
             return Err(too_large());
         }
         let own = name.rsplit('/').next().unwrap_or(name);
-        out.push(FoundFile { name: shown, stem: stem(own), path, is_named: false, _unpacked: Some(folder) });
+        out.push(FoundFile { name: shown, stem: stem(own), path, is_named: false, unpacked: Some(folder) });
         Ok(())
     }
 }

@@ -48,7 +48,7 @@ async fn script(engine: &Arc<Engine>, [a, b]: [EntityId; 2], model: &mut Model) 
     let _ = engine.maintain(options).await;
     let mut bulk = engine.bulk_import();
     let imported = batch(a, -1500..-1300, 3.0);
-    let pushed = bulk.push(imported.clone().into_readings(engine.series())).await;
+    let pushed = bulk.push(imported.clone().into_readings(engine.series()), String::new).await;
     if pushed.is_ok() && bulk.finish().await.is_ok() {
         note(model, &imported);
     }

@@ -4,6 +4,7 @@ mod database;
 mod plan;
 mod reading;
 mod report;
+mod resume;
 
 use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use self::{
     plan::{Plan, Planned},
     reading::Reading,
     report::Report,
+    resume::Position,
 };
 use super::{
     Common, Failure, logging,
@@ -34,8 +36,10 @@ use crate::{
 const RETRIES_MAX: u32 = 600;
 /// Parts that are decoded side by side.
 const PARTS_AT_ONCE: usize = 2;
-/// Bytes of text in one part of a local import.
+/// Bytes of text in one part of a local import, where the memory is large enough: two are decoded while others wait to be sorted.
 const LOCAL_PART_BYTES: usize = 8 << 20;
+const LOCAL_PART_BYTES_MIN: usize = 64 << 10;
+const PART_SHARE: usize = 12;
 /// Refused rows of a part that are told one by one, where somebody wants all of them.
 const ERRORS_OF_PART: usize = 100_000;
 
@@ -108,13 +112,6 @@ pub(super) struct ImportArgs {
     remote: RemoteArgs,
 }
 
-/// Where parts go.
-enum Target {
-    /// One import for all files: it is stored as a whole when everything was read.
-    Local(Box<server::Open>, Box<BulkImport>),
-    Remote(Remote),
-}
-
 pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure> {
     let settings = common.settings()?;
     logging::init(&settings.log, true)?;
@@ -122,32 +119,81 @@ pub(super) async fn run(common: &Common, args: ImportArgs) -> Result<(), Failure
         return undo(&settings, &args, batch).await;
     }
     let Planned { plans, unknown } = plan::make(&args)?;
-    let mut report = Report::new(&args, unknown)?;
-    let target = if args.remote.url.is_some() {
-        Target::Remote(Remote::new(&args.remote, &settings)?)
+    let opened = if args.remote.url.is_some() {
+        None
     } else {
         match server::open(&settings).await {
-            Ok(open) => {
-                let bulk = open.engine.bulk_import();
-                Target::Local(Box::new(open), Box::new(bulk))
-            }
-            Err(failure) if failure.is_in_use() => Target::Remote(Remote::new(&args.remote, &settings)?),
+            Ok(open) => Some(open),
+            Err(failure) if failure.is_in_use() => None,
             Err(failure) => return Err(failure),
         }
     };
-    match target {
-        Target::Local(open, bulk) => {
-            let stored = run_locally(&open, *bulk, &plans, &args, &mut report).await;
-            open.close().await?;
-            report.stored(stored?);
-        }
-        Target::Remote(remote) => {
-            let body_max = settings.ingest.max_body_bytes.as_usize();
-            let stored = run_remotely(&remote, body_max, &plans, &args, &mut report).await;
-            report.stored(stored?);
-        }
+    let Some(open) = opened else {
+        let remote = Remote::new(&args.remote, &settings)?;
+        let mut report = Report::new(&args, unknown)?;
+        let body_max = settings.ingest.max_body_bytes.as_usize();
+        let stored = run_remotely(&remote, body_max, &plans, &args, &mut report).await?;
+        report.stored(stored);
+        return report.tell(&args);
+    };
+    let done = import_here(&open, &plans, unknown, &args).await;
+    open.close().await?;
+    done?.tell(&args)
+}
+
+/// Where an import begins: at a file, after some of its parts, or after a row of a database.
+#[derive(Default)]
+struct Start {
+    file: usize,
+    parts: u64,
+    place: Option<String>,
+}
+
+/// Imports into the data directory, from where a process that was killed has come.
+async fn import_here(
+    open: &server::Open,
+    plans: &[Plan],
+    unknown: Vec<String>,
+    args: &ImportArgs,
+) -> Result<Report, Failure> {
+    let part_bytes = part_bytes(open);
+    let Some(name) = resume::name_of(args, plans, part_bytes).await? else {
+        let mut report = Report::new(args, unknown)?;
+        let stored =
+            run_locally(open, open.engine.bulk_import(), plans, Start::default(), args, &mut report).await?;
+        report.stored(stored);
+        return Ok(report);
+    };
+    let (mut bulk, state) = open.engine.resumable_import(&name)?;
+    let position = state.and_then(|state| serde_json::from_str::<Position>(&state).ok());
+    let (mut start, mut resumed) = (Start::default(), None);
+    if let Some(Position { file, parts, place, report }) = position {
+        start = Start { file, parts, place };
+        resumed = Report::go_on(args, unknown.clone(), report);
     }
-    report.tell(&args)
+    let mut report = match resumed {
+        Some(report) => {
+            eprintln!(
+                "going on with an import that broke off: {} readings were read already",
+                report.counts().0
+            );
+            report
+        }
+        None => {
+            // Dropped with what it had: it begins anew.
+            drop(bulk);
+            (start, bulk) = (Start::default(), open.engine.resumable_import(&name)?.0);
+            Report::new(args, unknown)?
+        }
+    };
+    let stored = run_locally(open, bulk, plans, start, args, &mut report).await?;
+    report.stored(stored);
+    Ok(report)
+}
+
+fn part_bytes(open: &server::Open) -> usize {
+    let budget = open.engine.settings().memory.budget.as_usize();
+    (budget / PART_SHARE).clamp(LOCAL_PART_BYTES_MIN, LOCAL_PART_BYTES)
 }
 
 /// Takes parts one by one.
@@ -157,11 +203,18 @@ enum Sink<'a> {
 }
 
 impl Sink<'_> {
-    async fn take(&mut self, plan: &Plan, part: Part, report: &mut Report) -> Result<(), Failure> {
+    /// Takes a part; `state` tells how far a local import has come with it.
+    async fn take(
+        &mut self,
+        plan: &Plan,
+        part: Part,
+        report: &mut Report,
+        state: impl FnOnce(&mut Report) -> String,
+    ) -> Result<(), Failure> {
         match self {
             Sink::Local { ingest, bulk } => {
                 let decoded = ingest.decode_part(request(plan, &part)).await;
-                push(ingest, bulk, plan, &part, decoded, report).await
+                push(ingest, bulk, (plan, &part), decoded, report, state).await
             }
             Sink::Remote { remote, path } => {
                 let of_part = with_patience(async || send(remote, path, plan, &part).await).await?;
@@ -171,19 +224,19 @@ impl Sink<'_> {
     }
 }
 
-/// Adds a decoded part to a local import.
+/// Adds a decoded part to a local import; `state` tells how far it has come with that.
 async fn push(
     ingest: &Ingest,
     bulk: &mut BulkImport,
-    plan: &Plan,
-    part: &Part,
+    (plan, part): (&Plan, &Part),
     decoded: wattlake_engine::Result<(DecodedPart, IngestReport)>,
     report: &mut Report,
+    state: impl FnOnce(&mut Report) -> String,
 ) -> Result<(), Failure> {
     let (readings, of_part) = decoded.map_err(|error| plan.named(error))?;
     let series = PartSeries::of(&readings, &of_part, ingest.engine());
-    ingest.push(bulk, readings).await?;
-    report.count(plan, part, PartReport { report: of_part, series })
+    report.count(plan, part, PartReport { report: of_part, series })?;
+    Ok(ingest.push(bulk, readings, || state(report)).await?)
 }
 
 /// Puts back what an import changed.
@@ -222,16 +275,30 @@ async fn run_locally(
     open: &server::Open,
     mut bulk: BulkImport,
     plans: &[Plan],
+    start: Start,
     args: &ImportArgs,
     report: &mut Report,
 ) -> Result<BulkReport, Failure> {
-    for plan in plans {
+    for (file, plan) in plans.iter().enumerate().skip(start.file) {
+        let is_first = file == start.file;
         let imported = match &plan.database {
-            None => import_locally(&open.ingest, &mut bulk, plan, report).await,
+            None => {
+                let known = if is_first { start.parts } else { 0 };
+                import_locally(open, &mut bulk, (file, plan), known, report).await
+            }
             Some(url) => {
                 let fleet = Fleet::Here(open.engine.catalog());
                 let mut sink = Sink::Local { ingest: &open.ingest, bulk: &mut bulk };
-                database::import(url, plan, args.time_zone.as_deref(), &fleet, &mut sink, report).await
+                let after = start.place.as_deref().filter(|_| is_first);
+                database::import(
+                    (url, args.time_zone.as_deref()),
+                    (file, plan),
+                    after,
+                    &fleet,
+                    &mut sink,
+                    report,
+                )
+                .await
             }
         };
         imported.map_err(|failure| failure.with(nothing_stored(args)))?;
@@ -239,14 +306,20 @@ async fn run_locally(
     Ok(if args.dry_run { bulk.preview().await? } else { bulk.finish().await? })
 }
 
-/// Decodes parts side by side and takes them in the order of the file.
+/// Decodes parts side by side and takes them in the order of the file, but for those that are `known`.
 async fn import_locally(
-    ingest: &Ingest,
+    open: &server::Open,
     bulk: &mut BulkImport,
-    plan: &Plan,
+    (file, plan): (usize, &Plan),
+    known: u64,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let mut reading = Reading::open(plan, LOCAL_PART_BYTES)?;
+    let ingest = &open.ingest;
+    let mut reading = Reading::open(plan, part_bytes(open))?;
+    let mut parts = 0;
+    while parts < known && reading.next().await?.is_some() {
+        parts += 1;
+    }
     let mut decoding = VecDeque::new();
     loop {
         while decoding.len() < PARTS_AT_ONCE
@@ -258,7 +331,9 @@ async fn import_locally(
         }
         let Some((part, decoded)) = decoding.pop_front() else { break };
         let decoded = decoded.await.map_err(|error| Failure::failed(format!("decoding failed: {error}")))?;
-        push(ingest, bulk, plan, &part, decoded, report).await?;
+        parts += 1;
+        let state = |report: &mut Report| Position::of_parts(file, parts, report);
+        push(ingest, bulk, (plan, &part), decoded, report, state).await?;
         reading.show(report);
     }
     reading.finish();
@@ -279,15 +354,8 @@ async fn run_remotely(
             None => import_remotely(remote, &path, plan, body_max, report).await,
             Some(url) => {
                 let mut sink = Sink::Remote { remote, path: &path };
-                database::import(
-                    url,
-                    plan,
-                    args.time_zone.as_deref(),
-                    &Fleet::There(remote),
-                    &mut sink,
-                    report,
-                )
-                .await
+                let database = (url.as_str(), args.time_zone.as_deref());
+                database::import(database, (0, plan), None, &Fleet::There(remote), &mut sink, report).await
             }
         };
         if let Err(failure) = imported {
@@ -340,7 +408,7 @@ async fn import_remotely(
 ) -> Result<(), Failure> {
     let mut reading = Reading::open(plan, body_max / 2)?;
     while let Some(part) = reading.next().await? {
-        Sink::Remote { remote, path }.take(plan, part, report).await?;
+        Sink::Remote { remote, path }.take(plan, part, report, |_| String::new()).await?;
         reading.show(report);
     }
     reading.finish();

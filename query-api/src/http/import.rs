@@ -234,7 +234,7 @@ pub(super) async fn add(
     let series = if tells_series { PartSeries::of(&part, &report, &app.engine) } else { Vec::new() };
     let mut bulk = import.bulk.lock().await;
     let open = bulk.as_mut().ok_or_else(|| ApiError::not_found(format!("import {id} is finished")))?;
-    if let Err(error) = app.ingest.push(open, part).await {
+    if let Err(error) = app.ingest.push(open, part, String::new).await {
         // What it holds is not whole any more.
         *bulk = None;
         app.imports.end(id);

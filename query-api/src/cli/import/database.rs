@@ -11,7 +11,7 @@ use uuid::Uuid;
 use wattlake_catalog::{Catalog, EntityId, ForeignDatabase, ForeignReading, SiteId};
 use wattlake_engine::{Body, BodyFormat, Part};
 
-use super::{Plan, Sink, report::Report};
+use super::{Plan, Sink, report::Report, resume::Position};
 use crate::cli::{Failure, remote::Remote};
 
 /// Readings of one part.
@@ -99,49 +99,61 @@ impl Maker<'_> {
     }
 }
 
-/// Copies sites, meters and energy sources, then the readings into `sink`.
+/// Copies sites, meters and energy sources, then the readings into `sink`; those `after` a place, when another process has the others.
 pub(super) async fn import(
-    url: &str,
-    plan: &Plan,
-    zone: Option<&str>,
+    (url, zone): (&str, Option<&str>),
+    (file, plan): (usize, &Plan),
+    after: Option<&str>,
     fleet: &Fleet<'_>,
     sink: &mut Sink<'_>,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let mut database = ForeignDatabase::open(url, zone).await?;
+    let stamp = database.stamp().await?;
     report.ignored(database.ignored());
-    let (sites, refused) = database.sites().await?;
-    report.refused_rows(plan, refused)?;
-    let (meters, refused) = database.meters().await?;
-    report.refused_rows(plan, refused)?;
-    let (sources, refused) = database.sources().await?;
-    report.refused_rows(plan, refused)?;
+    let (sites, refused_sites) = database.sites().await?;
+    let (meters, refused_meters) = database.meters().await?;
+    let (sources, refused_sources) = database.sources().await?;
+    // The process before has told of them already.
+    let is_new = after.is_none();
+    for refused in [refused_sites, refused_meters, refused_sources].into_iter().filter(|_| is_new) {
+        report.refused_rows(plan, refused)?;
+    }
+    let tell = |report: &mut Report, kind: &str, id: Uuid, made: Made| match made {
+        Made::Refused(_) if !is_new => Ok(()),
+        made => report.made(plan, format!("{kind} {id}"), made),
+    };
     let mut maker = Maker { fleet, plan, to_make: HashSet::new() };
     for draft in sites {
         let Some(SiteId(id)) = draft.id else { continue };
         let here = async |catalog: &Catalog| catalog.create_site(&draft).await.map(drop);
         let made = maker.make("sites", id, None, &draft, here).await?;
-        report.made(plan, format!("sites {id}"), made)?;
+        tell(report, "sites", id, made)?;
     }
     for draft in meters {
         let Some(EntityId(id)) = draft.id else { continue };
         let here = async |catalog: &Catalog| catalog.create_meter(&draft).await.map(drop);
         let made = maker.make("meters", id, Some(("sites", draft.site_id.0)), &draft, here).await?;
-        report.made(plan, format!("meters {id}"), made)?;
+        tell(report, "meters", id, made)?;
     }
     for draft in sources {
         let Some(EntityId(id)) = draft.id else { continue };
         let here = async |catalog: &Catalog| catalog.create_source(&draft).await.map(drop);
         let made = maker.make("energy-sources", id, Some(("meters", draft.meter_id.0)), &draft, here).await?;
-        report.made(plan, format!("energy_sources {id}"), made)?;
+        tell(report, "energy_sources", id, made)?;
     }
     let to_make = maker.to_make;
     let estimate = database.estimate().await?;
     let bar = super::reading::rows(estimate, &plan.file.name);
     let mut first_row = 0;
     database
-        .measurements(ROWS_AT_ONCE, async |mut readings, left_out| {
+        .measurements(ROWS_AT_ONCE, after, async |mut readings, left_out, place| {
             first_row += readings.len() as u64;
+            // Before the place is kept: what is told is not told again.
+            if left_out > 0 {
+                let words = format!("{left_out} rows without an entity, a time, a metric or a value");
+                report.refused_rows(plan, vec![("measurements".to_owned(), words)])?;
+            }
             if !to_make.is_empty() {
                 // What is not here yet cannot be compared: all of it is new.
                 let is_new = |reading: &ForeignReading| {
@@ -160,17 +172,16 @@ pub(super) async fn import(
                     lines: None,
                     refused: Vec::new(),
                 };
-                sink.take(plan, part, report).await?;
-            }
-            if left_out > 0 {
-                let words = format!("{left_out} rows without an entity, a time, a metric or a value");
-                report.refused_rows(plan, vec![("measurements".to_owned(), words)])?;
+                sink.take(plan, part, report, |report| Position::of_place(file, place, report)).await?;
             }
             bar.set_position(first_row);
             Ok::<(), Failure>(())
         })
         .await?;
     bar.finish();
+    if database.stamp().await? != stamp {
+        eprintln!("{}: it was written to meanwhile; import it once more to take what is new", plan.file.name);
+    }
     Ok(())
 }
 

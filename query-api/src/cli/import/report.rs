@@ -1,13 +1,20 @@
 //! What became of an import: for people, for machines, and a file with every line that was refused.
 
-use std::{collections::BTreeMap, fs::File, io::BufWriter, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufWriter, Seek, SeekFrom},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, StringArray, UInt64Array},
     util::pretty::pretty_format_batches,
 };
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use wattlake_catalog::{ForeignReading, Refused};
 use wattlake_engine::{
@@ -22,7 +29,7 @@ const ERRORS_SHOWN: usize = 10;
 const SERIES_SHOWN: usize = 40;
 
 /// What a file brought.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct FileCount {
     file: String,
     format: String,
@@ -30,8 +37,20 @@ struct FileCount {
     rejected: u64,
 }
 
+/// What was counted until some part, for a process that goes on there.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Saved {
+    total: IngestReport,
+    files: Vec<FileCount>,
+    series: Vec<(String, String, SeriesCount)>,
+    /// Bytes of the file of refused lines.
+    rejects: Option<u64>,
+}
+
 pub(super) struct Report {
     started: Instant,
+    /// Readings that another process has taken.
+    before: u64,
     total: IngestReport,
     stored: BulkReport,
     files: Vec<FileCount>,
@@ -48,19 +67,25 @@ pub(super) struct Report {
     series: BTreeMap<(String, String), SeriesCount>,
 }
 
+fn unwritable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::io(format!("cannot write {}: {error}", path.display()))
+}
+
+fn create(path: &Path) -> Result<File, Failure> {
+    File::create(path).map_err(|error| unwritable(path, &error))
+}
+
 impl Report {
     pub(super) fn new(args: &ImportArgs, unknown_files: Vec<String>) -> Result<Self, Failure> {
         let rejects = args.rejects.as_ref().map(|path| {
-            let unwritable = |error: &dyn std::fmt::Display| {
-                Failure::io(format!("cannot write {}: {error}", path.display()))
-            };
-            let file = File::create(path).map_err(|error| unwritable(&error))?;
-            let mut rejects = csv::Writer::from_writer(BufWriter::new(file));
-            rejects.write_record(["file", "line", "reason"]).map_err(|error| unwritable(&error))?;
+            let mut rejects = csv::Writer::from_writer(BufWriter::new(create(path)?));
+            let written = rejects.write_record(["file", "line", "reason"]);
+            written.map_err(|error| unwritable(path, &error))?;
             Ok::<_, Failure>(rejects)
         });
         Ok(Self {
             started: Instant::now(),
+            before: 0,
             total: IngestReport::default(),
             stored: BulkReport::default(),
             files: Vec::new(),
@@ -71,6 +96,52 @@ impl Report {
             existing: 0,
             of_new_meters: 0,
             series: BTreeMap::new(),
+        })
+    }
+
+    /// What was counted until now.
+    pub(super) fn save(&mut self) -> Saved {
+        let rejects = self.rejects.as_mut().and_then(|rejects| {
+            rejects.flush().ok()?;
+            rejects.get_ref().get_ref().stream_position().ok()
+        });
+        let series =
+            self.series.iter().map(|((entity, metric), count)| (entity.clone(), metric.clone(), *count));
+        Saved { total: self.total.clone(), files: self.files.clone(), series: series.collect(), rejects }
+    }
+
+    /// Goes on from what another process counted; `None`: the file of refused lines is not there any more.
+    pub(super) fn go_on(args: &ImportArgs, unknown_files: Vec<String>, saved: Saved) -> Option<Self> {
+        let rejects = match (&args.rejects, saved.rejects) {
+            (None, _) => None,
+            (Some(path), Some(bytes)) => {
+                let mut file = File::options().write(true).open(path).ok()?;
+                if file.metadata().ok()?.len() < bytes {
+                    return None;
+                }
+                file.set_len(bytes).ok()?;
+                file.seek(SeekFrom::End(0)).ok()?;
+                Some(csv::Writer::from_writer(BufWriter::new(file)))
+            }
+            (Some(_), None) => return None,
+        };
+        Some(Self {
+            started: Instant::now(),
+            before: saved.total.accepted,
+            total: saved.total,
+            stored: BulkReport::default(),
+            files: saved.files,
+            unknown_files,
+            rejects,
+            ignored: Vec::new(),
+            created: 0,
+            existing: 0,
+            of_new_meters: 0,
+            series: saved
+                .series
+                .into_iter()
+                .map(|(entity, metric, count)| ((entity, metric), count))
+                .collect(),
         })
     }
 
@@ -231,7 +302,7 @@ impl Report {
                 println!("{} series from {} to {}; --json lists them", rows.len(), time(first), time(last));
             }
             let verb = if args.dry_run { "would be stored" } else { "stored" };
-            let rate = self.total.accepted as f64 / seconds.max(0.001);
+            let rate = (self.total.accepted - self.before) as f64 / seconds.max(0.001);
             let (accepted, rejected, registered) =
                 (self.total.accepted, self.total.rejected, self.total.registered);
             println!(
