@@ -35,7 +35,7 @@ use crate::{
 };
 pub use undo::UndoReport;
 
-use resume::Resumable;
+use resume::{Opened, Resumable};
 use spill::{SpillFile, SpillFolder, SpillReader, SpillWriter};
 
 /// Share of the memory budget that readings take before they are sorted into a run: while one run is sorted and
@@ -125,7 +125,7 @@ impl Engine {
     /// When the folder of the import cannot be made.
     pub fn resumable_import(self: &Arc<Self>, name: &str) -> Result<(BulkImport, Option<String>)> {
         let series = &self.versions().series;
-        let (resumable, folder, runs, state) = Resumable::open(self.settings(), series, name)?;
+        let Opened { resumable, folder, runs, state } = Resumable::open(self.settings(), series, name)?;
         let spilled_bytes = runs.iter().map(|run| run.spilled_bytes).sum();
         let (spill, resumable) = (Some(folder), Some(resumable));
         Ok((BulkImport { runs, spill, spilled_bytes, resumable, ..self.bulk_import() }, state))

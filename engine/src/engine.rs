@@ -131,7 +131,7 @@ impl Engine {
         clock: Clock,
         damage: Option<Arc<SyncMutex<Vec<String>>>>,
     ) -> Result<Arc<Self>> {
-        crate::bulk::resume::forget_old(settings);
+        crate::bulk::resume::forget_old(settings, &clock);
         let unfinished = storage.remove_unfinished()?;
         let watermark = catalog.wal_checkpoint().await?;
         let manifest = catalog.manifest(SnapshotAt::Latest).await?;

@@ -9,10 +9,10 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
 use ahash::HashMap;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use wattlake_catalog::{EntityId, EntityType, FileBounds};
 use wattlake_config::Settings;
@@ -22,12 +22,13 @@ use super::{
     spill::{Names, SpillFile, SpillFolder},
 };
 use crate::{
-    BatchSeries, Error, Result,
+    BatchSeries, Clock, Error, Result,
     series::{SeriesId, SeriesTable, UnitId},
 };
 
 /// Runs of an import that nobody goes on with are kept so long.
-const KEPT: Duration = Duration::from_secs(3 * 86_400);
+const KEPT_DAYS: i64 = 3;
+const DAY: i64 = 86_400_000_000;
 const CHECKPOINT: &str = "checkpoint.json";
 
 /// What counts of a folder.
@@ -74,18 +75,26 @@ pub(super) struct Resumable {
     pub sorting: Option<String>,
 }
 
+/// A folder, and what another process has left in it.
+pub(super) struct Opened {
+    pub resumable: Resumable,
+    pub folder: Arc<SpillFolder>,
+    pub runs: Vec<Run>,
+    pub state: Option<String>,
+}
+
 /// Where imports that broke off are kept.
 fn root(settings: &Settings) -> PathBuf {
     settings.data_dir.0.join("imports")
 }
 
 /// Forgets imports that nobody went on with.
-pub(crate) fn forget_old(settings: &Settings) {
+pub(crate) fn forget_old(settings: &Settings, clock: &Clock) {
     let Ok(entries) = fs::read_dir(root(settings)) else { return };
     for entry in entries.flatten() {
-        let changed = entry.metadata().and_then(|metadata| metadata.modified());
-        let age = changed.ok().and_then(|changed| SystemTime::now().duration_since(changed).ok());
-        if age.is_some_and(|age| age > KEPT) {
+        let changed = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+        let changed = changed.and_then(|changed| Timestamp::try_from(changed).ok());
+        if changed.is_some_and(|changed| clock.now_micros() - changed.as_microsecond() > KEPT_DAYS * DAY) {
             tracing::info!(import = %entry.path().display(), "an import that broke off days ago is forgotten");
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -107,11 +116,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
 
 impl Resumable {
     /// The folder of an import, with the runs and the state that another process has left there. `name`: the same for the same import.
-    pub(super) fn open(
-        settings: &Settings,
-        series: &Arc<SeriesTable>,
-        name: &str,
-    ) -> Result<(Self, Arc<SpillFolder>, Vec<Run>, Option<String>)> {
+    pub(super) fn open(settings: &Settings, series: &Arc<SeriesTable>, name: &str) -> Result<Opened> {
         let path = root(settings).join(name);
         let found = read_json::<Checkpoint>(&path.join(CHECKPOINT));
         let folder = Arc::new(SpillFolder::create(path.clone())?);
@@ -119,13 +124,14 @@ impl Resumable {
             let runs = checkpoint.runs.iter().map(|run| load(&folder, &path, series, run));
             if let Some(runs) = runs.collect::<Option<Vec<_>>>() {
                 let state = Some(checkpoint.state.clone());
-                return Ok((Self { path, checkpoint, sorting: None }, folder, runs, state));
+                let resumable = Self { path, checkpoint, sorting: None };
+                return Ok(Opened { resumable, folder, runs, state });
             }
             tracing::warn!(import = %path.display(), "what is left of an import that broke off is damaged; it begins anew");
         }
-        let this = Self { path, checkpoint: Checkpoint::default(), sorting: None };
-        this.clear()?;
-        Ok((this, folder, Vec::new(), None))
+        let resumable = Self { path, checkpoint: Checkpoint::default(), sorting: None };
+        resumable.clear()?;
+        Ok(Opened { resumable, folder, runs: Vec::new(), state: None })
     }
 
     /// Begins anew.

@@ -198,7 +198,7 @@ async fn undoing_is_limited() {
     let entities = two_meters(&engine).await;
     let many: Vec<_> =
         (0..700).flat_map(|hour| [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(e, m)| (e, m, -hour, 1))).collect();
-    let batch_id = import(&engine, &entities, &[many.clone()]).await.batch.expect("a batch");
+    let batch_id = import(&engine, &entities, std::slice::from_ref(&many)).await.batch.expect("a batch");
     // The rows before are compared with those of the import.
     let changed: Vec<_> = many.iter().map(|(e, m, hour, _)| (*e, *m, *hour, 2)).collect();
     let second = import(&engine, &entities, &[changed]).await.batch.expect("a batch");
@@ -287,6 +287,16 @@ async fn imports_go_on_after_a_kill() {
         drop(bulk);
         assert_eq!(left(), 0);
     }
+    crash(engine).await;
+    // Those that nobody went on with are forgotten.
+    for (name, days) in [("new", 2), ("old", 4)] {
+        let folder = dir.path().join("imports").join(name);
+        std::fs::create_dir(&folder).expect("a folder");
+        let changed = jiff::Timestamp::from_microsecond(NOW - days * 24 * HOUR).expect("a time");
+        std::fs::File::open(&folder).expect("a folder").set_modified(changed.into()).expect("changed");
+    }
+    let engine = start(&settings).await;
+    assert_eq!(left(), 1);
     engine.abandon().await;
 }
 

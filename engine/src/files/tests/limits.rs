@@ -124,7 +124,7 @@ fn folders_and_archives_are_bounded() {
     fs::create_dir(&many).expect("a folder");
     let file = |folder: &Path, n: usize| fs::write(folder.join(format!("{n:03}.csv")), "a").expect("a file");
     (0..50).for_each(|n| file(&many, n));
-    assert_eq!(find_files(&[many.clone()]).expect("files").len(), 50);
+    assert_eq!(find_files(std::slice::from_ref(&many)).expect("files").len(), 50);
     file(&many, 50);
     assert_eq!(kind(find_files(&[many])), ErrorKind::TooLarge);
 

@@ -40,8 +40,8 @@ pub(super) enum Fleet<'a> {
 
 /// What became of a site, a meter or an energy source.
 pub(super) enum Made {
-    Made,
-    ThereAlready,
+    New,
+    Known,
     Refused(String),
 }
 
@@ -76,7 +76,7 @@ impl Maker<'_> {
         here: impl AsyncFnOnce(&Catalog) -> wattlake_catalog::Result<()>,
     ) -> Result<Made, Failure> {
         if self.fleet.has(kind, id).await? {
-            return Ok(Made::ThereAlready);
+            return Ok(Made::Known);
         }
         if self.plan.is_dry_run {
             if let Some((kind, id)) = below
@@ -86,7 +86,7 @@ impl Maker<'_> {
                 return Ok(Made::Refused(format!("there is no {id} in {kind}")));
             }
             self.to_make.insert(id);
-            return Ok(Made::Made);
+            return Ok(Made::New);
         }
         let refused = match self.fleet {
             Fleet::Here(catalog) => here(catalog).await.err().map(|error| error.message),
@@ -95,7 +95,7 @@ impl Maker<'_> {
                 made.err().map(|failure| failure.message().to_owned())
             }
         };
-        Ok(refused.map_or(Made::Made, Made::Refused))
+        Ok(refused.map_or(Made::New, Made::Refused))
     }
 }
 

@@ -209,8 +209,8 @@ impl Report {
     /// Notes what became of a site, meter or energy source of a database.
     pub(super) fn made(&mut self, plan: &Plan, what: String, made: Made) -> Result<(), Failure> {
         match made {
-            Made::Made => self.created += 1,
-            Made::ThereAlready => self.existing += 1,
+            Made::New => self.created += 1,
+            Made::Known => self.existing += 1,
             Made::Refused(message) => self.refused_rows(plan, vec![(what, message)])?,
         }
         Ok(())
