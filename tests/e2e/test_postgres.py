@@ -85,6 +85,18 @@ def test_psycopg(full, db):
     row = (since + dt.timedelta(minutes=99), 99.0, "power", None, True, ROWS // 100)
     assert db.execute(query).fetchone() == row, "as text"
     assert db.cursor(binary=True).execute(query).fetchone() == row, "in binary"
+    # Who fetches from a cursor says how; a cursor is BINARY for those who cannot.
+    whole = f"SELECT {columns} FROM measurements ORDER BY timestamp"
+    expected = db.execute(whole).fetchall()
+    for binary in (False, True):
+        with db.transaction():
+            cursor = db.cursor("some", binary=binary).execute(whole)
+            found = cursor.fetchmany(1) + cursor.fetchmany(7) + [r for _ in range(3) for r in cursor.fetchmany(20_000)] + cursor.fetchall()
+            assert found == expected, binary
+            db.execute(f"DECLARE own {'BINARY' if binary else ''} CURSOR FOR SELECT value, metric FROM measurements WHERE value > 98 ORDER BY timestamp")
+            answer = db.pgconn.exec_(b"FETCH 1 FROM own")
+            value = answer.get_value(0, 0)
+            assert (struct.unpack(">d", value)[0] if binary else float(value)) == 99.0 and answer.fformat(0) == binary
     for n in (1, 2, 3):
         assert db.execute("SELECT %s::bigint + 1", (n,), prepare=True).fetchone() == (n + 1,)
     buckets = "SELECT time_bucket('1 day', timestamp, 'Europe/Berlin') AS day, count(*) FROM measurements GROUP BY 1 ORDER BY 1"

@@ -4,7 +4,10 @@
 //! interval that an answer names without a value is none: the vendor says that there is nothing. What nobody is asked for is
 //! [watched](super::watch) in the archive.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use jiff::SignedDuration;
 use uuid::Uuid;
@@ -147,7 +150,7 @@ pub(crate) async fn note(
 pub(crate) async fn write_down(
     engine: &Engine,
     look: Look<'_>,
-    mut holes: Vec<Hole>,
+    holes: Vec<Hole>,
     source_of: impl Fn(EntityId) -> Option<EntityId>,
 ) -> Result<()> {
     let filter = GapFilter {
@@ -164,15 +167,18 @@ pub(crate) async fn write_down(
         (Some(_), 1) => format!("asked once, the last time at {now}: the vendor has nothing"),
         (Some(_), asked) => format!("asked {asked} times, the last time at {now}: the vendor has nothing"),
     };
+    // A whole fleet may be silent at once.
+    let mut by_series: HashMap<(EntityId, Arc<str>), Vec<Hole>> = HashMap::new();
+    for hole in holes {
+        by_series.entry((hole.series.entity, Arc::clone(&hole.series.metric))).or_default().push(hole);
+    }
     let mut changed = Vec::new();
     for mut gap in open {
         let (from, to) = (gap.from.as_microsecond(), gap.to.as_microsecond());
         let before = gap.clone();
-        let left = holes.iter().position(|hole| {
-            hole.series.entity == gap.entity_id
-                && *hole.series.metric == *gap.metric
-                && hole.from < to
-                && hole.to > from
+        let left = by_series.get_mut(&(gap.entity_id, Arc::from(gap.metric.as_str()))).and_then(|holes| {
+            let at = holes.iter().position(|hole| hole.from < to && hole.to > from)?;
+            Some(holes.swap_remove(at))
         });
         if look.asked.is_some() {
             gap.asked += 1;
@@ -186,8 +192,7 @@ pub(crate) async fn write_down(
                     None => format!("at {now} there were readings for all of it"),
                 });
             }
-            Some(left) => {
-                let hole = holes.swap_remove(left);
+            Some(hole) => {
                 (gap.from, gap.to) = (time(hole.from), time(hole.to));
                 if look.is_last {
                     gap.state = GapState::Empty;
@@ -200,7 +205,7 @@ pub(crate) async fn write_down(
         }
     }
     let asked = i64::from(look.asked.is_some());
-    changed.extend(holes.into_iter().map(|hole| Gap {
+    changed.extend(by_series.into_values().flatten().map(|hole| Gap {
         id: Uuid::now_v7(),
         source_id: source_of(hole.series.entity),
         entity_id: hole.series.entity,

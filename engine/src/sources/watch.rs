@@ -219,12 +219,15 @@ impl Sources {
     async fn take_up_watch(&self) -> Result<Watch> {
         let today = floor(self.now(), 86_400);
         let state = self.engine().progress().await?.remove(KEY);
-        let kept = state.and_then(|state| serde_json::from_str(&state).ok());
+        let kept: Option<Watch> = state.and_then(|state| serde_json::from_str(&state).ok());
         let mut watch = kept.unwrap_or(Watch { again: [today; 3] });
         for (day, age) in watch.again.iter_mut().zip(AGAIN_DAYS) {
             *day = (*day).max(today - (age + SILENT_DAYS_MAX) * DAY);
         }
-        self.save_watch(watch).await?;
+        if kept != Some(watch) {
+            self.save_watch(watch).await?;
+        }
+        *self.0.watch.lock() = Some(watch);
         Ok(watch)
     }
 

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
+use arrow_pg::datatypes::arrow_schema_to_pg_fields;
 use datafusion::sql::sqlparser::ast::{
     CloseCursor, Declare, DeclareType, FetchDirection, Statement, ValueWithSpan,
 };
 use futures::{StreamExt, stream};
 use pgwire::{
     api::{
-        portal::{Format, Portal, PortalExecutionState},
+        portal::{Format, Portal},
         results::{QueryResponse, Response, Tag},
         stmt::StoredStatement,
         store::{Entry, MemPortalStore, PortalStore},
@@ -16,22 +18,52 @@ use pgwire::{
     error::PgWireResult,
     messages::response::TransactionStatus,
 };
+use tokio::sync::Mutex;
 
 use super::{
     errors::error,
-    handler::to_response,
+    handler::encoded,
     session::{Cursor, Session},
     statements::Prepared,
 };
+use crate::{error::ApiError, query::ResultStream};
 
 type Store = MemPortalStore<Prepared>;
 
-/// Runs a statement about cursors; `None` for any other.
+/// The rows of a cursor that nobody has fetched yet. How they are written is up to who fetches them.
+pub(super) struct CursorRows {
+    rows: ResultStream,
+    /// What is left of a batch.
+    batch: Option<RecordBatch>,
+    /// That of `DECLARE`, for who does not say it.
+    format: Format,
+}
+
+impl CursorRows {
+    /// At most so many rows; `None`: there are no more.
+    async fn next(&mut self, most: usize) -> Option<Result<RecordBatch, ApiError>> {
+        let batch = match self.batch.take() {
+            Some(batch) => batch,
+            None => match self.rows.next().await? {
+                Ok(batch) => batch,
+                Err(failed) => return Some(Err(failed)),
+            },
+        };
+        let count = batch.num_rows().min(most);
+        if count < batch.num_rows() {
+            self.batch = Some(batch.slice(count, batch.num_rows() - count));
+        }
+        Some(Ok(batch.slice(0, count)))
+    }
+}
+
+/// Runs a statement about cursors; `None` for any other. `format`: how a client that says it wants the rows of `FETCH`.
 pub(super) async fn execute(
     session: &Session,
     status: TransactionStatus,
     store: &Store,
     statement: &Statement,
+    format: Option<&Format>,
 ) -> PgWireResult<Option<Response>> {
     let done = |tag: &str| Ok(Some(Response::Execution(Tag::new(tag))));
     match statement {
@@ -42,7 +74,7 @@ pub(super) async fn execute(
             done("DECLARE CURSOR")
         }
         Statement::Fetch { name, direction, into: None, .. } => {
-            fetch(store, &name.value, direction).await.map(|rows| Some(Response::Query(rows)))
+            Ok(Some(Response::Query(fetch(store, &name.value, direction, format).await?)))
         }
         Statement::Close { cursor: CloseCursor::All } => {
             session.take_portals(|cursor| cursor.is_some()).iter().for_each(|name| store.rm_portal(name));
@@ -86,11 +118,10 @@ async fn declare(
     let format = if cursor.binary == Some(true) { Format::UnifiedBinary } else { Format::UnifiedText };
     let started = async {
         let rows = session.server.backend.rows(session.ask(&statement)?).await?;
-        let prepared = Prepared::of_rows(statement, rows.schema());
+        let mut prepared = Prepared::of_rows(statement, rows.schema());
+        prepared.cursor = Some(Arc::new(Mutex::new(CursorRows { rows, batch: None, format })));
         let stored = Arc::new(StoredStatement::new(name.value.clone(), prepared, Vec::new()));
-        let portal = Portal::new_cursor(name.value.clone(), stored);
-        portal.start(to_response(rows, &format)?).await;
-        store.put_portal(Arc::new(portal));
+        store.put_portal(Arc::new(Portal::new_cursor(name.value.clone(), stored)));
         Ok(())
     };
     let started = started.await;
@@ -100,8 +131,12 @@ async fn declare(
     started
 }
 
-/// Rows come from the cursor as they are sent.
-async fn fetch(store: &Store, name: &str, direction: &FetchDirection) -> PgWireResult<QueryResponse> {
+async fn fetch(
+    store: &Store,
+    name: &str,
+    direction: &FetchDirection,
+    format: Option<&Format>,
+) -> PgWireResult<QueryResponse> {
     let count = |limit: &ValueWithSpan| {
         limit
             .to_string()
@@ -115,22 +150,35 @@ async fn fetch(store: &Store, name: &str, direction: &FetchDirection) -> PgWireR
         _ => return Err(error("55000", "cursor can only scan forward")),
     };
     let Some(Entry::Value(portal)) = store.get_portal(name) else { return Err(no_cursor(name)) };
-    let state = portal.state();
-    let fields = match &*state.lock().await {
-        PortalExecutionState::Suspended(rows) => rows.row_schema(),
-        _ => return Err(error("55000", format!("cursor \"{name}\" cannot be fetched from"))),
+    let Some(cursor) = &portal.statement.statement.cursor else {
+        return Err(error("55000", format!("cursor \"{name}\" cannot be fetched from")));
     };
-    let rows = stream::unfold((state, most), |(state, left)| async move {
-        let left = left.checked_sub(1)?;
-        let row = match &mut *state.lock().await {
-            PortalExecutionState::Suspended(rows) => rows.data_rows().next().await,
-            _ => None,
-        };
-        Some((row?, (state, left)))
-    });
-    let mut response = QueryResponse::new(fields, rows);
+    let mut response = rows_of(cursor, most, format).await?;
     response.set_command_tag("FETCH");
     Ok(response)
+}
+
+/// At most so many of a cursor's rows; they come from it as they are sent.
+pub(super) async fn rows_of(
+    cursor: &Arc<Mutex<CursorRows>>,
+    most: usize,
+    format: Option<&Format>,
+) -> PgWireResult<QueryResponse> {
+    let fields = {
+        let cursor = cursor.lock().await;
+        Arc::new(arrow_schema_to_pg_fields(&cursor.rows.schema(), format.unwrap_or(&cursor.format), None)?)
+    };
+    let of_rows = Arc::clone(&fields);
+    let batches = stream::unfold((Arc::clone(cursor), most), |(cursor, left)| async move {
+        if left == 0 {
+            return None;
+        }
+        let batch = cursor.lock().await.next(left).await?;
+        let taken = batch.as_ref().map_or(left, RecordBatch::num_rows);
+        Some((batch, (cursor, left - taken)))
+    });
+    let rows = batches.flat_map(move |batch| encoded(&of_rows, batch));
+    Ok(QueryResponse::new(fields, rows))
 }
 
 /// The columns of the answer to `FETCH`.

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow_pg::datatypes::{arrow_schema_to_pg_fields, encode_recordbatch};
 use async_trait::async_trait;
 use datafusion::sql::sqlparser::ast::Statement;
-use futures::{Sink, SinkExt, StreamExt, stream};
+use futures::{Sink, SinkExt, StreamExt, stream, stream::BoxStream};
 use pgwire::{
     api::{
         ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, PidSecretKeyGenerator,
@@ -19,7 +20,7 @@ use pgwire::{
         query::{
             ExtendedQueryHandler, SimpleQueryHandler, send_execution_response, send_partial_query_response,
         },
-        results::{QueryResponse, Response},
+        results::{FieldInfo, QueryResponse, Response},
         stmt::StoredStatement,
         store::{Entry, MemPortalStore, PortalStore},
     },
@@ -27,6 +28,7 @@ use pgwire::{
     messages::{
         PgWireBackendMessage, PgWireFrontendMessage,
         cancel::CancelRequest,
+        data::DataRow,
         extendedquery::{
             Bind, BindComplete, Close, CloseComplete, Execute, Parse, ParseComplete, Sync as PgSync,
             TARGET_TYPE_BYTE_PORTAL, TARGET_TYPE_BYTE_STATEMENT,
@@ -48,7 +50,7 @@ use super::{
     statements::{Parser, Prepared, check_bind, check_transaction, parameters, parse, write_uuids},
 };
 use crate::{
-    error::Kind,
+    error::{ApiError, Kind},
     query::ResultStream,
     sql::{SERVER_VERSION, only_reads},
 };
@@ -77,7 +79,13 @@ impl Handler {
         to_response(self.session.server.backend.rows(ask).await?, format)
     }
 
-    async fn execute<C>(&self, client: &mut C, statement: &Arc<Statement>) -> PgWireResult<Response>
+    /// `format`: how a client that says it wants the rows.
+    async fn execute<C>(
+        &self,
+        client: &mut C,
+        statement: &Arc<Statement>,
+        format: Option<&Format>,
+    ) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore,
@@ -93,7 +101,7 @@ impl Handler {
         }
         let status = client.transaction_status();
         let store = portals(client.portal_store())?;
-        if let Some(response) = cursors::execute(&self.session, status, store, statement).await? {
+        if let Some(response) = cursors::execute(&self.session, status, store, statement, format).await? {
             return Ok(response);
         }
         let forget = |names: Vec<String>| names.iter().for_each(|name| store.rm_statement(name));
@@ -121,11 +129,19 @@ impl Handler {
 pub(super) fn to_response(rows: ResultStream, format: &Format) -> PgWireResult<QueryResponse> {
     let fields = Arc::new(arrow_schema_to_pg_fields(&rows.schema(), format, None)?);
     let of_rows = Arc::clone(&fields);
-    let rows = rows.flat_map(move |batch| match batch {
-        Ok(batch) => stream::iter(encode_recordbatch(Arc::clone(&of_rows), batch)).boxed(),
-        Err(failed) => stream::once(std::future::ready(Err(failed.into()))).boxed(),
-    });
+    let rows = rows.flat_map(move |batch| encoded(&of_rows, batch));
     Ok(QueryResponse::new(fields, rows))
+}
+
+/// The rows of a batch, in the formats of the fields.
+pub(super) fn encoded(
+    fields: &Arc<Vec<FieldInfo>>,
+    batch: Result<RecordBatch, ApiError>,
+) -> BoxStream<'static, PgWireResult<DataRow>> {
+    match batch {
+        Ok(batch) => stream::iter(encode_recordbatch(Arc::clone(fields), batch)).boxed(),
+        Err(failed) => stream::once(std::future::ready(Err(failed.into()))).boxed(),
+    }
 }
 
 #[async_trait]
@@ -186,7 +202,7 @@ impl SimpleQueryHandler for Handler {
         let statements = self.parse(query).await?;
         let mut responses = Vec::with_capacity(statements.len());
         for statement in statements {
-            match self.execute(client, &Arc::new(statement)).await {
+            match self.execute(client, &Arc::new(statement), None).await {
                 Ok(response) => responses.push(response),
                 // What came before it was done, and is answered.
                 Err(failed) if !responses.is_empty() => {
@@ -383,8 +399,11 @@ impl ExtendedQueryHandler for Handler {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let prepared = &portal.statement.statement;
+        if let Some(cursor) = &prepared.cursor {
+            return Ok(Response::Query(cursors::rows_of(cursor, usize::MAX, None).await?));
+        }
         if !only_reads(&prepared.statement) {
-            return self.execute(client, &prepared.statement).await;
+            return self.execute(client, &prepared.statement, Some(&portal.result_column_format)).await;
         }
         check_transaction(client, &prepared.statement)?;
         let ask = Ask { params: parameters(portal)?, ..self.session.ask(&prepared.statement)? };

@@ -27,8 +27,9 @@ use pgwire::{
     error::PgWireResult,
     messages::{extendedquery::Bind, response::TransactionStatus},
 };
+use tokio::sync::Mutex;
 
-use super::{commands, errors::error, session::Session};
+use super::{commands, cursors::CursorRows, errors::error, session::Session};
 use crate::{
     error::{ApiError, Result},
     sql::{count_parameters, only_reads},
@@ -42,6 +43,8 @@ const STATEMENTS_MAX: usize = 100;
 pub(super) struct Prepared {
     pub statement: Arc<Statement>,
     pub outline: Arc<Outline>,
+    /// Of a cursor that was declared.
+    pub cursor: Option<Arc<Mutex<CursorRows>>>,
 }
 
 /// Columns and parameters of a query.
@@ -62,7 +65,8 @@ pub(super) struct Parser(pub Arc<Session>);
 impl Prepared {
     /// One without parameters whose columns are known.
     pub(super) fn of_rows(statement: Arc<Statement>, columns: SchemaRef) -> Self {
-        Self { statement, outline: Arc::new(Outline { columns: Some(columns), ..Outline::default() }) }
+        let outline = Arc::new(Outline { columns: Some(columns), ..Outline::default() });
+        Self { statement, outline, cursor: None }
     }
 
     pub(super) fn columns(&self) -> Option<SchemaRef> {
@@ -114,7 +118,7 @@ impl QueryParser for Parser {
         };
         let uuids = types.iter().map(|given| *given == Some(Type::UUID)).collect();
         let outline = Arc::new(Outline { uuids, ..outline });
-        Ok(Some(Prepared { statement, outline }))
+        Ok(Some(Prepared { statement, outline, cursor: None }))
     }
 
     fn get_parameter_types(&self, prepared: &Prepared) -> PgWireResult<Vec<Type>> {

@@ -257,7 +257,7 @@ impl Report {
             );
         } else {
             for error in self.total.errors.iter().take(ERRORS_SHOWN) {
-                // Rows of databases have no lines.
+                // What is no row has no line: a site, a meter.
                 let line = if error.row > 0 { format!("line {}: ", error.row) } else { String::new() };
                 eprintln!("{line}{} ({})", error.message, error.kind);
             }
@@ -321,7 +321,7 @@ impl Report {
     }
 }
 
-/// The line that an error is about; of tables without lines the row, from 0.
+/// The line that an error is about; of tables without lines the row. Both are counted from 1.
 fn line_of(part: &Part, error: &RowError) -> u64 {
     if let Some(lines) = &part.lines {
         return lines.get(error.row as usize).copied().unwrap_or(error.row);
@@ -333,6 +333,6 @@ fn line_of(part: &Part, error: &RowError) -> u64 {
         BodyFormat::NdJson => row + 1,
         // Lines are counted already.
         BodyFormat::LineProtocol => row,
-        BodyFormat::Json | BodyFormat::ArrowStream | BodyFormat::Parquet => row,
+        BodyFormat::Json | BodyFormat::ArrowStream | BodyFormat::Parquet => row + 1,
     }
 }
