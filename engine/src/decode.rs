@@ -1,5 +1,6 @@
 //! Decoders: bodies of JSON, NDJSON, CSV, Arrow, Parquet and line protocol into rows.
 
+mod arrow_stream;
 mod body;
 mod codes;
 mod csv;

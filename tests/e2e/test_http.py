@@ -279,6 +279,45 @@ def test_parquet_bombs_are_refused(server, fleet, bomb):
     error(r, 413, "too_large", "would decode to")
 
 
+def test_lengths_that_an_arrow_stream_only_claims_take_no_memory(server, fleet):
+    """A server that may not have all memory in the world lives on, whatever a body of some kilobytes claims to be."""
+    import resource
+    import struct
+
+    import pyarrow as pa
+
+    resource.prlimit(server.process.pid, resource.RLIMIT_AS, (32 << 30, 32 << 30))
+    table = pa.table({"timestamp": pa.array([1767225600_000000 + n for n in range(1000)], pa.timestamp("us", "UTC")), "entity_id": [fleet.main] * 1000,
+                      "metric": ["power"] * 1000, "value": [1.5] * 1000})
+
+    def stream(compression=None):
+        body = pa.BufferOutputStream()
+        with pa.ipc.new_stream(body, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+            writer.write_table(table)
+        return body.getvalue().to_pybytes()
+
+    def post(body):
+        return server.post("/api/measurements", data=body, headers={"Content-Type": "application/vnd.apache.arrow.stream"})
+
+    for compression in (None, "zstd", "lz4"):
+        assert post(stream(compression)).json() == {"accepted": 1000, "rejected": 0, "errors": []}
+    plain = stream()
+    schema = 8 + struct.unpack_from("<I", plain, 4)[0]
+    metadata = schema + 8 + struct.unpack_from("<I", plain, schema + 4)[0]
+    length = struct.pack("<q", len(plain) - 8 - metadata)
+    assert plain[schema:metadata].count(length) == 1
+    for claimed in (-5, 1 << 33, 1 << 40, 1 << 46):
+        body = plain[:schema] + plain[schema:metadata].replace(length, struct.pack("<q", claimed)) + plain[metadata:]
+        error(post(body), 400, "invalid", "claims lengths")
+    for compression in ("zstd", "lz4"):
+        whole = stream(compression)
+        place = whole.index(struct.pack("<q", 8000), schema + 8)
+        for claimed in (1 << 33, 1 << 40, 1 << 46):
+            error(post(whole[:place] + struct.pack("<q", claimed) + whole[place + 8:]), 413, "too_large", "would decode to")
+    # No row is lost with the bad ones.
+    assert server.sql("SELECT count(*) AS n FROM measurements") == [{"n": 1000}]
+
+
 def test_limits_of_the_catalog_and_of_questions(server, fleet):
     site = {"name": "C"}
     error(server.post("/api/sites", json=site | {"name": "n" * 201}), 400, "invalid", "site name", "200")

@@ -18,6 +18,7 @@ use parquet::{
 use wattlake_catalog::Quality;
 
 use super::{
+    arrow_stream,
     codes::SeriesByCodes,
     time::{LocalClock, TimeReader},
 };
@@ -26,13 +27,13 @@ use crate::{
     ingest::{Collector, IngestRequest, SeriesName, SeriesSlot, TableMapping, ValueColumn, parse_quality},
 };
 
-/// A Parquet body may decode to this many times its size, but not to more than a limit; what is below a floor is fine.
-const PARQUET_RATIO_MAX: i64 = 100;
-const PARQUET_DECODED_MAX: i64 = 1 << 30;
-const PARQUET_DECODED_FLOOR: i64 = 64 << 20;
+/// A body may decode to this many times its size, but not to more than a limit; what is below a floor is fine.
+const RATIO_MAX: i64 = 100;
+const DECODED_MAX: i64 = 1 << 30;
+const DECODED_FLOOR: i64 = 64 << 20;
 const BATCH_ROWS: usize = 64 << 10;
 /// What a row takes in memory at least: a page of a few bytes may hold millions.
-const ROW_BYTES: i64 = 32;
+pub(super) const ROW_BYTES: i64 = 32;
 
 /// The columns of a table, found by name before the first row is read.
 #[derive(Debug)]
@@ -132,6 +133,7 @@ pub(super) fn decode_arrow(request: &IngestRequest, body: &Bytes, collector: &mu
     if body.is_empty() {
         return Err(Error::invalid("the body is empty; send an Arrow IPC stream"));
     }
+    arrow_stream::check(body)?;
     let malformed = |error| Error::invalid(format!("the body is not an Arrow IPC stream: {error}"));
     let reader = StreamReader::try_new(Cursor::new(&body[..]), None).map_err(malformed)?;
     let mut table = TableDecoder::new(request)?;
@@ -142,6 +144,18 @@ pub(super) fn decode_arrow(request: &IngestRequest, body: &Bytes, collector: &mu
     Ok(())
 }
 
+/// Refuses what would decode to far more than it is.
+pub(super) fn check_decoded(what: &str, decoded: i64, bytes: usize) -> Result<()> {
+    let limit = (bytes as i64).saturating_mul(RATIO_MAX).min(DECODED_MAX);
+    if decoded <= limit.max(DECODED_FLOOR) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::TooLarge,
+        format!("{what} would decode to {decoded} bytes; send smaller ones, or use `wattlake import`"),
+    ))
+}
+
 pub(super) fn decode_parquet(request: &IngestRequest, body: &Bytes, collector: &mut Collector) -> Result<()> {
     let malformed = |error| Error::invalid(format!("the body is not a Parquet file: {error}"));
     let footer = read_footer(body).map_err(malformed)?;
@@ -149,15 +163,7 @@ pub(super) fn decode_parquet(request: &IngestRequest, body: &Bytes, collector: &
     let pages =
         metadata.row_groups().iter().map(|group| group.total_byte_size()).fold(0, i64::saturating_add);
     let decoded = pages.max(metadata.file_metadata().num_rows().saturating_mul(ROW_BYTES));
-    let limit = (body.len() as i64).saturating_mul(PARQUET_RATIO_MAX).min(PARQUET_DECODED_MAX);
-    if decoded > limit.max(PARQUET_DECODED_FLOOR) {
-        return Err(Error::new(
-            ErrorKind::TooLarge,
-            format!(
-                "the Parquet file would decode to {decoded} bytes; send smaller files, or use `wattlake import`"
-            ),
-        ));
-    }
+    check_decoded("the Parquet file", decoded, body.len())?;
     let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(body.clone(), footer);
     let mut table = TableDecoder::new(request)?;
     let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(malformed)?;
