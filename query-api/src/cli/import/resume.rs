@@ -80,6 +80,10 @@ pub(super) async fn name_of(
             continue;
         }
         let metadata = looked_at(&plan.file.path)?;
+        // What comes through a pipe may be something else the next time.
+        if !metadata.is_file() {
+            return Ok(None);
+        }
         // What was unpacked now is as old as its archive.
         let changed = if plan.file.is_unpacked() { 0 } else { changed(&metadata) };
         add(format!("{} {} {} {changed}", plan.file.name, plan.format.name(), metadata.len()));
