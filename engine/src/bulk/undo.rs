@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use wattlake_catalog::{CommitRequest, DataFile, Manifest, NewDataFile, SnapshotAt, SnapshotId};
 
-use super::{Built, collect};
+use super::{collect, commit::Built};
 use crate::{
     Engine, Error, ErrorKind, Result,
     archive::{FileScan, Level, deleted_rows, find_rows},
