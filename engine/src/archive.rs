@@ -6,7 +6,6 @@
 mod calendar;
 mod checked_store;
 mod data_file;
-mod day_summaries;
 mod delete_file;
 mod embedded;
 #[cfg(test)]
@@ -19,13 +18,13 @@ mod run_column;
 mod scan;
 mod schema;
 mod series_totals;
+mod spacing;
 mod storage;
+mod summaries;
 mod times;
 
 pub use checked_store::CheckedStore;
 pub(crate) use data_file::{DataFileEncoder, EncodedFile, Level};
-pub use day_summaries::DaySummary;
-pub(crate) use day_summaries::read_day_summaries;
 pub(crate) use delete_file::{deleted_rows, write_delete_file};
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Moment};
@@ -39,4 +38,6 @@ pub use schema::measurement_schema;
 pub use series_totals::{SeriesTotals, TotalledSeries};
 pub(crate) use series_totals::{SeriesTotalsWriter, read_series_totals};
 pub use storage::Storage;
+pub(crate) use summaries::read_summaries;
+pub use summaries::{Stretch, StretchSummary};
 pub(crate) use times::read_times;

@@ -77,7 +77,8 @@ pub(crate) struct LatestCache {
 }
 
 impl LatestCache {
-    /// The newest readings in the files of a manifest, in the order of files; `None` when that was overtaken by a newer one.
+    /// The newest readings in the files of a manifest, in the order of files. Of one that was overtaken by a newer one nothing is
+    /// kept.
     ///
     /// # Errors
     /// Files that cannot be read. What was known before stays.
@@ -85,18 +86,24 @@ impl LatestCache {
         &self,
         storage: &Storage,
         manifest: &Manifest,
-    ) -> Result<Option<Vec<LatestReading>>> {
+    ) -> Result<Vec<LatestReading>> {
         let mut newest = self.newest.lock().await;
-        match newest.snapshot {
-            Some(snapshot) if snapshot > manifest.snapshot => return Ok(None),
-            Some(snapshot) if snapshot == manifest.snapshot => {}
-            _ => *newest = newest.advanced(storage, manifest).await?,
+        if newest.snapshot.is_some_and(|snapshot| snapshot > manifest.snapshot) {
+            drop(newest);
+            return Ok(Newest::default().advanced(storage, manifest).await?.readings());
         }
-        Ok(Some(newest.entries.values().map(|entry| entry.reading.clone()).collect()))
+        if newest.snapshot != Some(manifest.snapshot) {
+            *newest = newest.advanced(storage, manifest).await?;
+        }
+        Ok(newest.readings())
     }
 }
 
 impl Newest {
+    fn readings(&self) -> Vec<LatestReading> {
+        self.entries.values().map(|entry| entry.reading.clone()).collect()
+    }
+
     /// The same for a later snapshot.
     async fn advanced(&self, storage: &Storage, manifest: &Manifest) -> Result<Self> {
         let files = manifest.files.iter().map(|file| (file.id, file.delete.as_ref().map(|d| d.id))).collect();

@@ -45,8 +45,8 @@ mod wal;
 mod writer;
 
 pub use archive::{
-    CheckedStore, DaySummary, SeriesTotals, Storage, StoredReading, TotalledSeries, measurement_schema,
-    rows_between,
+    CheckedStore, SeriesTotals, Storage, StoredReading, Stretch, StretchSummary, TotalledSeries,
+    measurement_schema, rows_between,
 };
 pub use backup::{BackupContents, BackupFile, restore};
 pub use batch::{Batch, BatchSeries};

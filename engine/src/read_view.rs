@@ -9,10 +9,9 @@ use std::{
 use wattlake_catalog::{DataFile, EntityId, Manifest};
 
 use crate::{
-    DaySummary, Error, LatestReading, Result, SeriesKey, SeriesRows, SeriesTotals, Storage, StoredReading,
-    archive::{
-        Level, WantedSeries, deleted_rows, find_rows, read_day_summaries, read_row_ranges, read_times,
-    },
+    Error, LatestReading, Result, SeriesKey, SeriesRows, SeriesTotals, Storage, StoredReading, Stretch,
+    StretchSummary,
+    archive::{Level, WantedSeries, deleted_rows, find_rows, read_row_ranges, read_summaries, read_times},
     flush::wanted_series,
     version::{HotView, Versions},
 };
@@ -112,25 +111,25 @@ impl ReadView {
         Ok(hidden)
     }
 
-    /// The days of a metric in a file, of entities in a range; `None` when the file does not hold them. Readings in memory are
-    /// not looked at.
-    pub async fn day_summaries(
+    /// The hours or days of a metric in a file, of entities in a range; `None` when the file does not hold them. Readings in memory
+    /// are not looked at.
+    pub async fn summaries(
         &self,
         file: &DataFile,
+        stretch: Stretch,
         metric: &str,
         entities: &RangeInclusive<EntityId>,
-    ) -> Result<Option<Vec<DaySummary>>> {
-        let Some(mut days) = read_day_summaries(&self.storage, file, Some(metric), entities).await? else {
-            return Ok(None);
-        };
+    ) -> Result<Option<Vec<StretchSummary>>> {
+        let read = read_summaries(&self.storage, file, stretch, Some(metric), entities).await?;
+        let Some(mut found) = read else { return Ok(None) };
         let hidden = deleted_rows(&self.storage, file).await?;
         if !hidden.is_empty() {
-            for day in &mut days {
-                let next = hidden.partition_point(|position| *position < day.rows.start);
-                day.is_whole = hidden.get(next).is_none_or(|position| *position >= day.rows.end);
+            for one in &mut found {
+                let next = hidden.partition_point(|position| *position < one.rows.start);
+                one.is_whole &= hidden.get(next).is_none_or(|position| *position >= one.rows.end);
             }
         }
-        Ok(Some(days))
+        Ok(Some(found))
     }
 
     /// Whether a file may hold totals of its series: it does unless they would be nearly as large as its rows.
@@ -156,22 +155,21 @@ impl ReadView {
         read_row_ranges(&self.storage, file, ranges, &hidden).await
     }
 
-    /// The newest reading of each series that `wanted` picks, by metric and entity. `None`: a newer view was asked already, and
-    /// what is kept is of that one.
+    /// The newest reading of each series that `wanted` picks, by metric and entity. What was found is kept for views of the same
+    /// state and later ones.
     ///
     /// # Errors
     /// Files that cannot be read.
     ///
     /// # Cancel safety
     /// What was begun goes on: the first time it may take longer than a question may.
-    pub async fn latest(&self, wanted: impl Fn(&SeriesKey) -> bool) -> Result<Option<Vec<LatestReading>>> {
+    pub async fn latest(&self, wanted: impl Fn(&SeriesKey) -> bool) -> Result<Vec<LatestReading>> {
         let (manifest, versions) = (Arc::clone(&self.manifest), Arc::clone(&self.versions));
         let storage = self.storage.clone();
         let work = tokio::spawn(async move { versions.latest.in_files(&storage, &manifest).await });
         let in_files =
             work.await.map_err(|error| Error::internal(format!("looking for the newest: {error}")))?;
-        let Some(in_files) = in_files? else { return Ok(None) };
-        let all = in_files.into_iter().chain(self.hot.latest());
+        let all = in_files?.into_iter().chain(self.hot.latest());
         let mut newest: Vec<LatestReading> = all.filter(|reading| wanted(&reading.key)).collect();
         newest.sort_by(|a, b| a.key.sort_key().cmp(&b.key.sort_key()));
         newest.dedup_by(|hot, in_file| {
@@ -182,7 +180,7 @@ impl ReadView {
             }
             is_same
         });
-        Ok(Some(newest))
+        Ok(newest)
     }
 
     /// Tells states of the archive apart: the snapshot, and how many readings lie in memory beside it. Between two flushes

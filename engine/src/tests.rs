@@ -168,7 +168,7 @@ fn newest_of(model: &BTreeMap<(String, String, i64), u64>) -> Newest {
 }
 
 async fn latest(engine: &Engine) -> Newest {
-    let found = engine.read_view().latest(|_| true).await.expect("readings").expect("the newest view");
+    let found = engine.read_view().latest(|_| true).await.expect("readings");
     let count = found.len();
     let found: Newest = found
         .into_iter()

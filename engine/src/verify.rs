@@ -1,6 +1,6 @@
 //! `verify`: whether the archive is what the catalog says it is. Reads everything, changes nothing.
 
-mod day_check;
+mod summary_check;
 mod totals_check;
 
 use std::{
@@ -13,10 +13,10 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 use wattlake_catalog::{DataFile, EntityId, Manifest, StoredFile};
 
-use self::{day_check::DayCheck, totals_check::TotalsCheck};
+use self::{summary_check::SummaryCheck, totals_check::TotalsCheck};
 use crate::{
     Engine, Result, Storage,
-    archive::{Chunk, FileScan, deleted_rows, read_day_summaries, read_footer_rows, read_series_totals},
+    archive::{Chunk, FileScan, Stretch, deleted_rows, read_footer_rows, read_series_totals, read_summaries},
     background,
     compaction::Input,
     flush::month_of,
@@ -240,8 +240,11 @@ fn verify_file(
 ) -> Result<Option<String>> {
     let in_footer = read_footer_rows(handle, storage, file)?;
     let all = EntityId(Uuid::nil())..=EntityId(Uuid::max());
-    let days = handle.block_on(read_day_summaries(storage, file, None, &all))?;
-    let mut days = DayCheck::new(days);
+    let mut summaries = Vec::new();
+    for stretch in [Stretch::Hour, Stretch::Day] {
+        let stored = handle.block_on(read_summaries(storage, file, stretch, None, &all))?;
+        summaries.push(SummaryCheck::new(stored));
+    }
     let mut totals = TotalsCheck::new(handle.block_on(read_series_totals(storage, file))?);
     let bounds = &file.bounds;
     let mut rows = 0;
@@ -249,7 +252,7 @@ fn verify_file(
     for chunk in FileScan::open(handle, storage, series, file, &[])? {
         let (key, part): Chunk = chunk?;
         rows += part.len() as u64;
-        days.take(&key, &part);
+        summaries.iter_mut().for_each(|check| check.take(&key, &part));
         totals.take(&key, &part, &|unit| series.unit(unit));
         let entity = key.entity.to_string();
         let in_bounds = (min_entity..=max_entity).contains(&entity.as_str())
@@ -259,7 +262,8 @@ fn verify_file(
             return Ok(Some(format!("rows of {} of entity {entity} lie outside of its bounds", key.metric)));
         }
     }
-    if let Some(message) = days.finish().or(totals.finish()?) {
+    let wrong = summaries.into_iter().find_map(SummaryCheck::finish);
+    if let Some(message) = wrong.or(totals.finish()?) {
         return Ok(Some(message));
     }
     let is_right = rows == file.rows && in_footer == file.rows;

@@ -29,6 +29,7 @@ use datafusion::{
         runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
     logical_expr::LogicalPlan,
+    physical_plan::execute_stream,
     prelude::SessionContext,
     sql::{parser::Statement, sqlparser::ast},
 };
@@ -55,7 +56,9 @@ use self::{
 use crate::{
     error::{ApiError, Kind, Result},
     rollup::{RollupRequest, rollup_of},
-    sql::{FleetTables, Rollups, Sessions, WattlakeSchema, keeps_groups, only_reads, parse_query},
+    sql::{
+        FleetTables, Rollups, Sessions, WattlakeSchema, keeps_groups, only_reads, parse_query, reads_little,
+    },
 };
 
 /// Planner and expression recursion need room, in debug builds most of all.
@@ -446,8 +449,13 @@ impl Planner {
         given_up: GivenUp,
     ) -> Result<(datafusion::execution::SendableRecordBatchStream, SessionContext)> {
         let (plan, context) = self.plan(request, service, given_up).await?;
-        let stream = context.execute_logical_plan(plan).await?.execute_stream().await?;
-        Ok((stream, context))
+        let mut state = context.state();
+        let plan = state.optimize(&plan)?;
+        if reads_little(&plan)? {
+            state.config_mut().options_mut().execution.target_partitions = 1;
+        }
+        let plan = state.query_planner().create_physical_plan(&plan, &state).await?;
+        Ok((execute_stream(plan, state.task_ctx())?, context))
     }
 }
 

@@ -14,6 +14,7 @@ mod postgres;
 mod rollups;
 mod schema;
 mod session;
+mod size;
 mod totals;
 
 pub(crate) use catalog_tables::FleetTables;
@@ -24,6 +25,7 @@ pub(crate) use postgres::{SERVER_VERSION, SETTINGS, setting};
 pub(crate) use rollups::Rollups;
 pub(crate) use schema::{WattlakeSchema, table_schemas};
 pub(crate) use session::Sessions;
+pub(crate) use size::reads_little;
 
 #[cfg(test)]
 mod tests;

@@ -24,11 +24,11 @@ use wattlake_catalog::{BlockSums, EntityId, FileBounds, NewDataFile, StoredFile}
 
 use super::{
     Storage,
-    day_summaries::DaySummaryWriter,
     embedded::{Embedded, embed},
     measurement_schema,
     run_column::RunColumn,
     series_totals::SeriesTotalsWriter,
+    summaries::{Stretch, SummaryWriter},
 };
 use crate::{Error, Result, SeriesKey, UnitId, meaning::Meanings, rows::Rows};
 
@@ -88,7 +88,8 @@ pub(crate) struct DataFileEncoder {
 
 /// What the file says of its rows beside them.
 struct Summaries {
-    days: DaySummaryWriter,
+    hours: SummaryWriter,
+    days: SummaryWriter,
     totals: SeriesTotalsWriter,
 }
 
@@ -109,10 +110,13 @@ impl DataFileEncoder {
         Ok(Self { level, schema, file, columns, group: None, summaries: None, rows: 0, bounds: None })
     }
 
-    /// A file that also holds the summaries of its days and the totals of its series.
+    /// A file that also holds the summaries of its hours and days and the totals of its series.
     pub(crate) fn with_summaries(level: Level, meanings: Arc<Meanings>) -> Result<Self> {
-        let days = DaySummaryWriter::new(meanings)?;
-        let summaries = Some(Summaries { days, totals: SeriesTotalsWriter::default() });
+        let summaries = Some(Summaries {
+            hours: SummaryWriter::new(Stretch::Hour, Arc::clone(&meanings))?,
+            days: SummaryWriter::new(Stretch::Day, meanings)?,
+            totals: SeriesTotalsWriter::default(),
+        });
         Ok(Self { summaries, ..Self::new(level)? })
     }
 
@@ -147,7 +151,8 @@ impl DataFileEncoder {
             bounds.metric.1 = Arc::clone(&key.metric);
         }
         self.rows += range.len() as u64;
-        if let Some(Summaries { days, totals }) = &mut self.summaries {
+        if let Some(Summaries { hours, days, totals }) = &mut self.summaries {
+            hours.append(key, rows, range.clone())?;
             days.append(key, rows, range.clone())?;
             totals.append(key, rows, range.clone(), unit);
         }
@@ -188,14 +193,19 @@ impl DataFileEncoder {
         let bounds = self.bounds.take().ok_or_else(|| Error::internal("a data file without rows"))?;
         self.close_group()?;
         let mut tables = Vec::new();
-        if let Some(Summaries { days, totals }) = self.summaries.take() {
-            if let Some(table) = totals.into_table()? {
-                self.file.append_key_value_metadata(Embedded::SeriesTotals.length_entry(&table));
-                tables.push(table);
+        if let Some(Summaries { hours, days, totals }) = self.summaries.take() {
+            // In the order of their places.
+            let found = [
+                (Embedded::SeriesTotals, totals.into_table()?),
+                (Embedded::HourSummaries, hours.finish()?),
+                (Embedded::DaySummaries, days.finish()?),
+            ];
+            for (place, table) in found {
+                if let Some(table) = table {
+                    self.file.append_key_value_metadata(place.length_entry(&table));
+                    tables.push(table);
+                }
             }
-            let table = days.finish()?;
-            self.file.append_key_value_metadata(Embedded::DaySummaries.length_entry(&table));
-            tables.push(table);
         }
         let mut bytes = self.file.into_inner()?;
         embed(&mut bytes, &tables)?;

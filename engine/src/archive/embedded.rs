@@ -4,19 +4,21 @@
 
 use std::{ops::Range, sync::Arc};
 
-use arrow::datatypes::Schema;
+use arrow::datatypes::{Field, Schema};
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use parquet::{
     arrow::{
-        ParquetRecordBatchStreamBuilder, arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader,
+        ParquetRecordBatchStreamBuilder,
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions},
+        async_reader::AsyncFileReader,
     },
     errors::Result as ParquetResult,
     file::metadata::{KeyValue, ParquetMetaData, ParquetMetaDataReader},
 };
 use wattlake_catalog::DataFile;
 
-use super::{Storage, data_file::footer_bytes, object_reader::ObjectReader};
+use super::{Storage, Stretch, data_file::footer_bytes, object_reader::ObjectReader};
 use crate::Result;
 
 /// Length of the footer's length and the magic number at the end of a Parquet file.
@@ -26,17 +28,28 @@ const TAIL_BYTES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Embedded {
     SeriesTotals,
+    HourSummaries,
     DaySummaries,
+}
+
+impl From<Stretch> for Embedded {
+    fn from(stretch: Stretch) -> Self {
+        match stretch {
+            Stretch::Hour => Self::HourSummaries,
+            Stretch::Day => Self::DaySummaries,
+        }
+    }
 }
 
 impl Embedded {
     /// In the order of their places; the last one ends where the footer begins.
-    const ALL: [Self; 2] = [Self::SeriesTotals, Self::DaySummaries];
+    const ALL: [Self; 3] = [Self::SeriesTotals, Self::HourSummaries, Self::DaySummaries];
 
     /// Key of the file's metadata that holds the length of the table in bytes.
     const fn length_key(self) -> &'static str {
         match self {
             Self::SeriesTotals => "wattlake.series_totals",
+            Self::HourSummaries => "wattlake.hour_summaries",
             Self::DaySummaries => "wattlake.day_summaries",
         }
     }
@@ -59,19 +72,26 @@ impl Embedded {
         Some(end.checked_sub(length(self)?)?..end)
     }
 
-    /// Opens the table of a file, whose columns are as `schema` says; `None` when it has none.
+    /// Opens the table of a file, whose columns are as `schema` says, less those that the build which wrote it did not know; `None`
+    /// when it has none.
     pub(super) async fn open(
         self,
         storage: &Storage,
         file: &DataFile,
-        schema: &Arc<Schema>,
+        schema: &Schema,
     ) -> Result<Option<ParquetRecordBatchStreamBuilder<EmbeddedReader>>> {
         let mut reader = ObjectReader::new(storage, &file.stored);
         let metadata = reader.get_metadata(None).await?;
         let Some(place) = self.find(file, &metadata) else { return Ok(None) };
-        let options = ArrowReaderOptions::new().with_schema(Arc::clone(schema));
-        let reader = EmbeddedReader { file: reader, place };
-        Ok(Some(ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?))
+        let mut reader = EmbeddedReader { file: reader, place };
+        let metadata = reader.get_metadata(None).await?;
+        let root = metadata.file_metadata().schema();
+        let is_there =
+            |field: &&Arc<Field>| root.get_fields().iter().any(|there| there.name() == field.name());
+        let there: Vec<_> = schema.fields().iter().filter(is_there).cloned().collect();
+        let options = ArrowReaderOptions::new().with_schema(Arc::new(Schema::new(there)));
+        let metadata = ArrowReaderMetadata::try_new(metadata, options)?;
+        Ok(Some(ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata)))
     }
 }
 

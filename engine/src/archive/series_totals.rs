@@ -21,7 +21,11 @@ use parquet::{
 };
 use wattlake_catalog::{DataFile, EntityId, EntityType, Quality};
 
-use super::{Storage, embedded::Embedded};
+use super::{
+    Storage,
+    embedded::Embedded,
+    spacing::{Spacing, SpacingBuilder},
+};
 use crate::{Error, Result, SeriesKey, UnitId, rows::Rows};
 
 /// They are few, so that this costs little.
@@ -35,7 +39,8 @@ const TOTALS_PER_SERIES_MAX: usize = 16;
 #[derive(Debug)]
 pub struct SeriesTotals {
     /// One row for each series, unit and quality: `metric`, `entity_id`, `entity_type`, `unit`, `quality` (dictionaries of texts),
-    /// `rows` (number), `first`, `last` (times of readings), `sum`, `min`, `max` (of their values, in `unit`).
+    /// `rows` (number), `first`, `last` (times of readings), `sum`, `min`, `max` (of their values, in `unit`), `early`, `late` (of the
+    /// whole series).
     pub batch: RecordBatch,
     /// In the order of the file; together they are all of its rows.
     pub series: Vec<TotalledSeries>,
@@ -51,11 +56,27 @@ pub struct TotalledSeries {
     pub rows: Range<u64>,
     /// Times of the first and the last reading.
     pub times: (i64, i64),
+    /// `None` in files of builds that did not write it.
+    spacing: Option<Spacing>,
+}
+
+impl TotalledSeries {
+    /// The rows of the file that may hold readings with `from <= ts < to`: all that do, and few others.
+    pub fn rows_between(&self, from: i64, to: i64) -> Range<u64> {
+        let Range { start, end } = self.rows;
+        let found = match self.spacing {
+            Some(spacing) => spacing.rows_between(end - start, self.times, (from, to)),
+            None if self.times.0 < to && from <= self.times.1 => 0..end - start,
+            None => 0..0,
+        };
+        start + found.start..start + found.end
+    }
 }
 
 const TEXTS: [&str; 5] = ["metric", "entity_id", "entity_type", "unit", "quality"];
 const TIMES: [&str; 2] = ["first", "last"];
 const NUMBERS: [&str; 3] = ["sum", "min", "max"];
+const SPACING: [&str; 2] = ["early", "late"];
 
 fn schema() -> Schema {
     let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
@@ -64,7 +85,8 @@ fn schema() -> Schema {
     let times = TIMES.iter().map(|name| Field::new(*name, time.clone(), false));
     let numbers = NUMBERS.iter().map(|name| Field::new(*name, DataType::Float64, false));
     let rows = Field::new("rows", DataType::Int64, false);
-    Schema::new(texts.chain([rows]).chain(times).chain(numbers).collect::<Vec<_>>())
+    let spacing = SPACING.iter().map(|name| Field::new(*name, DataType::Int64, false));
+    Schema::new(texts.chain([rows]).chain(times).chain(numbers).chain(spacing).collect::<Vec<_>>())
 }
 
 /// Readings of a series in one unit and quality.
@@ -110,6 +132,8 @@ impl Total {
 pub(crate) struct SeriesTotalsWriter {
     open: Option<SeriesKey>,
     totals: Vec<Total>,
+    /// Of the open series.
+    times_seen: SpacingBuilder,
     rows: u64,
     /// Whether a series has too many totals.
     is_given_up: bool,
@@ -117,6 +141,7 @@ pub(crate) struct SeriesTotalsWriter {
     counts: Int64Builder,
     times: [TimestampMicrosecondBuilder; TIMES.len()],
     numbers: [Float64Builder; NUMBERS.len()],
+    spacing: [Int64Builder; SPACING.len()],
 }
 
 impl Default for SeriesTotalsWriter {
@@ -124,12 +149,14 @@ impl Default for SeriesTotalsWriter {
         Self {
             open: None,
             totals: Vec::new(),
+            times_seen: SpacingBuilder::default(),
             rows: 0,
             is_given_up: false,
             texts: std::array::from_fn(|_| StringDictionaryBuilder::new()),
             counts: Int64Builder::new(),
             times: std::array::from_fn(|_| TimestampMicrosecondBuilder::new().with_timezone("UTC")),
             numbers: std::array::from_fn(|_| Float64Builder::new()),
+            spacing: std::array::from_fn(|_| Int64Builder::new()),
         }
     }
 }
@@ -149,6 +176,7 @@ impl SeriesTotalsWriter {
         if self.open.as_ref() != Some(key) {
             self.open = Some(key.clone());
         }
+        self.times_seen.push(&rows.ts[range.clone()]);
         let mut start = range.start;
         while start < range.end {
             let (of_unit, quality) = (rows.unit[start], rows.quality[start]);
@@ -183,6 +211,7 @@ impl SeriesTotalsWriter {
 
     fn close(&mut self) {
         let (Some(key), totals) = (self.open.take(), std::mem::take(&mut self.totals)) else { return };
+        let Spacing { early, late } = self.times_seen.finish();
         if self.is_given_up {
             return;
         }
@@ -196,6 +225,10 @@ impl SeriesTotalsWriter {
             self.times.iter_mut().zip(times).for_each(|(column, time)| column.append_value(time));
             let numbers = [total.sum, total.min, total.max];
             self.numbers.iter_mut().zip(numbers).for_each(|(column, number)| column.append_value(number));
+            self.spacing
+                .iter_mut()
+                .zip([early, late])
+                .for_each(|(column, micros)| column.append_value(micros));
         }
     }
 
@@ -210,6 +243,7 @@ impl SeriesTotalsWriter {
         columns.push(Arc::new(self.counts.finish()));
         columns.extend(self.times.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
         columns.extend(self.numbers.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.extend(self.spacing.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
         Ok(Some(RecordBatch::try_new(Arc::new(schema()), columns)?))
     }
 
@@ -224,9 +258,9 @@ impl SeriesTotalsWriter {
 fn encode(totals: &RecordBatch) -> Result<Vec<u8>> {
     let zstd = ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default();
     let mut properties = WriterProperties::builder().set_compression(Compression::ZSTD(zstd));
-    let times = TIMES.map(|name| (name, Encoding::DELTA_BINARY_PACKED));
-    let numbers = NUMBERS.map(|name| (name, Encoding::BYTE_STREAM_SPLIT));
-    for (name, encoding) in times.into_iter().chain(numbers) {
+    let times = TIMES.iter().chain(&SPACING).map(|name| (*name, Encoding::DELTA_BINARY_PACKED));
+    let numbers = NUMBERS.iter().map(|name| (*name, Encoding::BYTE_STREAM_SPLIT));
+    for (name, encoding) in times.chain(numbers) {
         let path = ColumnPath::from(name);
         properties =
             properties.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, encoding);
@@ -240,8 +274,8 @@ fn encode(totals: &RecordBatch) -> Result<Vec<u8>> {
 
 /// The totals of a file; `None` when it has none.
 pub(crate) async fn read_series_totals(storage: &Storage, file: &DataFile) -> Result<Option<SeriesTotals>> {
-    let schema = Arc::new(schema());
-    let Some(builder) = Embedded::SeriesTotals.open(storage, file, &schema).await? else { return Ok(None) };
+    let Some(builder) = Embedded::SeriesTotals.open(storage, file, &schema()).await? else { return Ok(None) };
+    let schema = Arc::clone(builder.schema());
     let rows = usize::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0).max(1);
     let batches: Vec<_> = builder.with_batch_size(rows).build()?.try_collect().await?;
     let batch = arrow::compute::concat_batches(&schema, &batches)?;
@@ -265,6 +299,8 @@ fn series_of(totals: &RecordBatch) -> Option<Vec<TotalledSeries>> {
     let rows = totals.column_by_name("rows")?.as_primitive_opt::<Int64Type>()?;
     let time = |name: &str| totals.column_by_name(name)?.as_primitive_opt::<TimestampMicrosecondType>();
     let (first, last) = (time("first")?, time("last")?);
+    let micros = |name: &str| totals.column_by_name(name)?.as_primitive_opt::<Int64Type>();
+    let off_line = micros("early").zip(micros("late"));
     let mut series: Vec<TotalledSeries> = Vec::new();
     let mut known = ("", "");
     let mut position = 0;
@@ -285,8 +321,14 @@ fn series_of(totals: &RecordBatch) -> Option<Vec<TotalledSeries>> {
                 let entity_type: EntityType = types.value(row).parse().ok()?;
                 let key =
                     SeriesKey { entity: entity.parse::<EntityId>().ok()?, entity_type, metric: metric_text };
-                let times = (first.value(row), last.value(row));
-                series.push(TotalledSeries { key, totals: row..row + 1, rows: position..end, times });
+                series.push(TotalledSeries {
+                    key,
+                    totals: row..row + 1,
+                    rows: position..end,
+                    times: (first.value(row), last.value(row)),
+                    spacing: off_line
+                        .map(|(early, late)| Spacing { early: early.value(row), late: late.value(row) }),
+                });
                 known = (metric, entity);
             }
         }

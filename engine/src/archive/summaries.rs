@@ -1,6 +1,8 @@
-//! Summaries by series and day inside a data file, so that rollups by days and more need not read its rows.
+//! Summaries of the hours and of the days of each series inside a data file, so that rollups need not read its rows.
 //!
-//! They are a table of their own inside the file (docs/formats/day-summaries.md).
+//! They are tables of their own inside the file (docs/formats/summaries.md).
+
+mod writer;
 
 use std::{
     ops::{Range, RangeInclusive},
@@ -15,47 +17,38 @@ use arrow::{
     datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type, Schema, UInt8Type},
 };
 use futures::TryStreamExt;
-use jiff::tz::TimeZone;
-use parquet::{
-    arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
-    basic::{Compression, Encoding, ZstdLevel},
-    file::properties::WriterProperties,
-    schema::types::ColumnPath,
-};
 use wattlake_catalog::{DataFile, EntityId};
 use wattlake_config::MetricKind;
 
-use super::{
-    Storage,
-    calendar::{Calendar, LocalDay},
-    embedded::Embedded,
-    lookup::key_bounds,
-};
+pub(super) use self::writer::SummaryWriter;
+use super::{Storage, embedded::Embedded, lookup::key_bounds};
 use crate::{
     Error, Result, SeriesKey,
-    meaning::{Meaning, Meanings},
-    rows::Rows,
-    summary::{HOLD_CADENCES, Point, Summary},
+    summary::{Point, Summary},
 };
 
-/// Days are read in groups. Each has the ids of its series, so that smaller ones would be larger in all.
-const GROUP_DAYS: usize = 64 << 10;
-/// They are few, so that this costs little.
-const ZSTD_LEVEL: i32 = 15;
-/// Days of fewer rows are summed up together with those after them, within a month, up to so many rows: a summary for each would be
-/// nearly as large as its rows.
-const SPARSE_ROWS: u64 = 64;
-const JOINED_ROWS_MAX: u64 = 512;
-/// A day of a series in a file.
+/// Summaries are read in groups. Each has the ids of its series, so that smaller ones would be larger in all.
+const GROUP_ROWS: usize = 64 << 10;
+
+/// How long the stretches are that the rows of a series are summed up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stretch {
+    /// Of UTC, where it has many rows.
+    Hour,
+    /// Of the zone of the series' site.
+    Day,
+}
+
+/// A stretch of a series in a file: consecutive rows.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DaySummary {
+pub struct StretchSummary {
     pub entity: EntityId,
     /// How the metric was understood, and what the meter's cadence was, in seconds.
     pub kind: MetricKind,
     pub cadence: i64,
-    /// The day's rows in the file, bad ones included.
+    /// The rows in the file, bad ones included.
     pub rows: Range<u64>,
-    /// Whether all rows of it count: none was deleted or corrected.
+    /// Whether the summary is that of all rows that count: none was deleted or corrected, and they were summed up at all.
     pub is_whole: bool,
     /// Of the readings that are good or estimated; `None`: all are bad. The sum of a register is not known.
     pub summary: Option<Summary>,
@@ -111,6 +104,9 @@ fn from_zigzag(n: i64) -> i64 {
     ((n as u64 >> 1) as i64) ^ -(n & 1)
 }
 
+/// The number of rows that were not summed up: of their summary only the times of the first and the last one are true.
+const NOT_SUMMED_UP: u8 = 4;
+
 fn kind_number(kind: MetricKind) -> u8 {
     match kind {
         MetricKind::GaugeExtensive => 0,
@@ -126,156 +122,30 @@ fn kind_of(number: u8) -> Option<MetricKind> {
         .find(|kind| kind_number(*kind) == number)
 }
 
-/// Sums up the rows of a file while they are written.
-pub(super) struct DaySummaryWriter {
-    meanings: Arc<Meanings>,
-    calendars: Vec<Calendar>,
-    schema: Arc<Schema>,
-    writer: ArrowWriter<Vec<u8>>,
-    days: Days,
-    open: Option<OpenDay>,
-    rows: u64,
-}
-
-/// A day, or several that have few rows.
-struct OpenDay {
-    key: SeriesKey,
-    meaning: Meaning,
-    /// Place of its zone's calendar.
-    calendar: usize,
-    /// The last one of its days.
-    day: LocalDay,
+/// A stretch while its rows are written.
+struct Written<'a> {
+    key: &'a SeriesKey,
+    kind: MetricKind,
+    /// Seconds.
+    cadence: i64,
     rows: Range<u64>,
-    rows_before_day: u64,
+    is_summed_up: bool,
     summary: Option<Summary>,
 }
 
-impl DaySummaryWriter {
-    pub(super) fn new(meanings: Arc<Meanings>) -> Result<Self> {
-        let schema = Arc::new(schema());
-        let mut properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default()))
-            .set_max_row_group_row_count(Some(GROUP_DAYS));
-        let milli = NUMBERS.iter().map(|name| milli_name(name));
-        let numbers = NUMBERS.iter().map(|name| (*name).to_owned());
-        for name in milli.chain(numbers) {
-            properties = properties
-                .set_column_dictionary_enabled(ColumnPath::from(name.as_str()), false)
-                .set_column_encoding(ColumnPath::from(name), Encoding::BYTE_STREAM_SPLIT);
-        }
-        properties = properties
-            .set_column_dictionary_enabled(ColumnPath::from("first_ts"), false)
-            .set_column_encoding(ColumnPath::from("first_ts"), Encoding::DELTA_BINARY_PACKED);
-        let options =
-            ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
-        let days = Days::default();
-        Ok(Self { meanings, calendars: Vec::new(), schema, writer, days, open: None, rows: 0 })
-    }
-
-    /// Takes the next rows of the file.
-    pub(super) fn append(&mut self, key: &SeriesKey, rows: &Rows, range: Range<usize>) -> Result<()> {
-        let mut start = range.start;
-        while start < range.end {
-            let ts = rows.ts[start];
-            match &mut self.open {
-                Some(open) if open.key == *key && ts < open.day.end => {}
-                Some(open) if open.key == *key => {
-                    let day = self.calendars[open.calendar].day_of(ts);
-                    if !open.join(day) {
-                        let next = OpenDay::new(key, open.meaning.clone(), open.calendar, day, self.rows);
-                        self.close()?;
-                        self.open = Some(next);
-                    }
-                }
-                _ => {
-                    self.close()?;
-                    let meaning = self.meanings.of(key);
-                    let calendar = self.calendar_of(&meaning.zone);
-                    let day = self.calendars[calendar].day_of(ts);
-                    self.open = Some(OpenDay::new(key, meaning, calendar, day, self.rows));
-                }
-            }
-            let Some(open) = &mut self.open else { continue };
-            let stop = start + rows.ts[start..range.end].partition_point(|ts| *ts < open.day.end);
-            open.push(rows, start..stop);
-            self.rows += (stop - start) as u64;
-            start = stop;
-        }
-        Ok(())
-    }
-
-    fn calendar_of(&mut self, zone: &TimeZone) -> usize {
-        self.calendars.iter().position(|calendar| calendar.is_of(zone)).unwrap_or_else(|| {
-            self.calendars.push(Calendar::new(zone.clone()));
-            self.calendars.len() - 1
-        })
-    }
-
-    fn close(&mut self) -> Result<()> {
-        let Some(open) = self.open.take() else { return Ok(()) };
-        self.days.append(&open);
-        if self.days.len == GROUP_DAYS {
-            self.write_group()?;
-        }
-        Ok(())
-    }
-
-    fn write_group(&mut self) -> Result<()> {
-        let batch = std::mem::take(&mut self.days).finish(&self.schema)?;
-        Ok(self.writer.write(&batch)?)
-    }
-
-    /// The table.
-    pub(super) fn finish(mut self) -> Result<Vec<u8>> {
-        self.close()?;
-        self.write_group()?;
-        Ok(self.writer.into_inner()?)
-    }
-}
-
-impl OpenDay {
-    fn new(key: &SeriesKey, meaning: Meaning, calendar: usize, day: LocalDay, row: u64) -> Self {
-        let rows = row..row;
-        Self { key: key.clone(), meaning, calendar, day, rows, rows_before_day: row, summary: None }
-    }
-
-    /// Goes on with a day after its own, if that is of the same month and its own has few rows.
-    fn join(&mut self, next: LocalDay) -> bool {
-        let rows = self.rows.end - self.rows.start;
-        if rows >= JOINED_ROWS_MAX || self.rows.end - self.rows_before_day >= SPARSE_ROWS {
-            return false;
-        }
-        let is_same_month = next.month == self.day.month;
-        if is_same_month {
-            self.day = next;
-            self.rows_before_day = self.rows.end;
-        }
-        is_same_month
-    }
-
-    fn push(&mut self, rows: &Rows, range: Range<usize>) {
-        self.rows.end += range.len() as u64;
-        let hold = self.meaning.cadence * HOLD_CADENCES;
-        for row in range {
-            Summary::take_row(&mut self.summary, rows, row, self.meaning.kind, hold);
-        }
-    }
-}
-
-/// Days as columns. What follows from other columns is null.
-struct Days {
+/// Stretches as columns. What follows from other columns is null.
+struct Columns {
     len: usize,
     texts: [StringDictionaryBuilder<Int32Type>; TEXTS.len()],
     kind: UInt8Builder,
     integers: [Int64Builder; INTEGERS.len()],
     milli: [Int64Builder; NUMBERS.len()],
     others: [Float64Builder; NUMBERS.len()],
-    /// The series of the last day, and its last value in thousandths.
+    /// The series of the last stretch, and its last value in thousandths.
     previous: Option<(SeriesKey, i64)>,
 }
 
-impl Default for Days {
+impl Default for Columns {
     fn default() -> Self {
         Self {
             len: 0,
@@ -293,26 +163,27 @@ fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-impl Days {
-    fn append(&mut self, day: &OpenDay) {
-        self.texts[0].append_value(&*day.key.metric);
-        self.texts[1].append_value(day.key.entity.to_string());
-        let kind = day.meaning.kind;
-        self.kind.append_value(kind_number(kind));
-        let s = day.summary.as_ref();
+impl Columns {
+    fn append(&mut self, stretch: &Written<'_>) {
+        let Written { key, kind, rows, .. } = stretch;
+        self.texts[0].append_value(&*key.metric);
+        self.texts[1].append_value(key.entity.to_string());
+        let kind = *kind;
+        self.kind.append_value(if stretch.is_summed_up { kind_number(kind) } else { NOT_SUMMED_UP });
+        let s = stretch.summary.as_ref();
         let is_gauge = kind == MetricKind::GaugeExtensive;
         let register = s.filter(|_| kind == MetricKind::Register);
         // A register that only rises is known by its first and its last value.
         let irregular = register.filter(|s| !s.is_rising);
         let uneven = s.filter(|s| is_gauge && s.count > 1 && s.step.is_none());
         let unless_rising = s.filter(|s| register.is_none() || !s.is_rising);
-        let rows = day.rows.end - day.rows.start;
+        let count = rows.end - rows.start;
         let integers = [
-            Some(day.meaning.cadence / 1_000_000),
-            // Within a group it follows from the days before.
-            (self.len == 0).then(|| signed(day.rows.start)),
-            Some(signed(rows)),
-            s.map(|s| signed(rows - s.count)),
+            Some(stretch.cadence),
+            // Within a group it follows from the stretches before.
+            (self.len == 0).then(|| signed(rows.start)),
+            Some(signed(count)),
+            s.map(|s| signed(count - s.count)),
             s.map(|s| signed(s.estimated)),
             s.map(|s| s.first.ts),
             s.map(|s| s.last.ts - s.first.ts),
@@ -335,13 +206,13 @@ impl Days {
         for (column, (number, milli)) in self.others.iter_mut().zip(numbers.iter().zip(&milli)) {
             column.append_option(number.filter(|_| milli.is_none()));
         }
-        // The first value is near the last one of the day before, and the last one near the first.
+        // The first value is near the last one of the stretch before, and the last one near the first.
         let (first, last) = (milli[FIRST], milli[LAST]);
-        let before = self.previous.as_ref().filter(|(key, _)| *key == day.key).map_or(0, |(_, last)| *last);
+        let before = self.previous.as_ref().filter(|(before, _)| before == *key).map_or(0, |(_, last)| *last);
         milli[FIRST] = first.map(|first| zigzag(first - before));
         milli[LAST] = last.map(|last| zigzag(last - first.unwrap_or(0)));
         self.milli.iter_mut().zip(milli).for_each(|(column, value)| column.append_option(value));
-        self.previous = Some((day.key.clone(), last.unwrap_or(0)));
+        self.previous = Some(((*key).clone(), last.unwrap_or(0)));
         self.len += 1;
     }
 
@@ -358,41 +229,43 @@ impl Days {
     }
 }
 
-/// The days of a metric (`None`: of all) in a file, in the order of its rows, of entities in a range; `None` when the file has no
-/// summaries.
-pub(crate) async fn read_day_summaries(
+/// The stretches of a metric (`None`: of all) in a file, in the order of its rows, of entities in a range; `None` when the file has
+/// none of such a length.
+pub(crate) async fn read_summaries(
     storage: &Storage,
     file: &DataFile,
+    stretch: Stretch,
     metric: Option<&str>,
     entities: &RangeInclusive<EntityId>,
-) -> Result<Option<Vec<DaySummary>>> {
-    let schema = Arc::new(schema());
-    let Some(builder) = Embedded::DaySummaries.open(storage, file, &schema).await? else { return Ok(None) };
+) -> Result<Option<Vec<StretchSummary>>> {
+    let schema = schema();
+    let table = Embedded::from(stretch);
+    let Some(builder) = table.open(storage, file, &schema).await? else { return Ok(None) };
     let (low, high) = (entities.start().to_string(), entities.end().to_string());
     let bounds = key_bounds(builder.metadata(), &schema)?.into_iter().enumerate();
     let hit = bounds.filter(|(_, group)| metric.is_none_or(|metric| group.may_hold(metric, &low, &high)));
     let groups = hit.map(|(index, _)| index).collect();
-    let mut stream = builder.with_row_groups(groups).with_batch_size(GROUP_DAYS).build()?;
-    let mut reader = DayReader { metric, entities, next_row: 0, previous: None, days: Vec::new() };
+    let mut stream = builder.with_row_groups(groups).with_batch_size(GROUP_ROWS).build()?;
+    let mut reader = Reader { metric, entities, next_row: 0, previous: None, found: Vec::new() };
     while let Some(batch) = stream.try_next().await? {
         reader.read(&batch).ok_or_else(|| {
-            Error::corrupt(format!("data file {}: its day summaries are not readable", file.stored.path))
+            Error::corrupt(format!("data file {}: its summaries are not readable", file.stored.path))
         })?;
     }
-    Ok(Some(reader.days))
+    Ok(Some(reader.found))
 }
 
-/// Takes the wanted days out of batches that come in order.
-struct DayReader<'a> {
+/// Takes the wanted stretches out of batches that come in order.
+struct Reader<'a> {
     metric: Option<&'a str>,
     entities: &'a RangeInclusive<EntityId>,
     next_row: u64,
-    /// The series of the last day, and its last value in thousandths.
+    /// The series of the last stretch, and its last value in thousandths.
     previous: Option<(i32, EntityId, i64)>,
-    days: Vec<DaySummary>,
+    found: Vec<StretchSummary>,
 }
 
-impl DayReader<'_> {
+impl Reader<'_> {
     /// `None` when the batch is not as this module writes it.
     fn read(&mut self, batch: &RecordBatch) -> Option<()> {
         let texts = |name: &str| batch.column_by_name(name)?.as_dictionary_opt::<Int32Type>();
@@ -448,7 +321,10 @@ impl DayReader<'_> {
                 Some(milli) => Some(milli as f64 / 1000.0),
                 None => others[i].is_valid(row).then(|| others[i].value(row)),
             };
-            let kind = kind_of(kinds.value(row))?;
+            let (kind, is_whole) = match kinds.value(row) {
+                NOT_SUMMED_UP => (MetricKind::GaugeIntensive, false),
+                kind => (kind_of(kind)?, true),
+            };
             let summary = match integer(3) {
                 None => None,
                 Some(bad) => {
@@ -456,7 +332,7 @@ impl DayReader<'_> {
                     Some(summary(kind, count, &integer, &number)?)
                 }
             };
-            self.days.push(DaySummary { entity, kind, cadence: integer(0)?, rows, is_whole: true, summary });
+            self.found.push(StretchSummary { entity, kind, cadence: integer(0)?, rows, is_whole, summary });
         }
         Some(())
     }

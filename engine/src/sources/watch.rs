@@ -333,15 +333,12 @@ impl Sources {
         silent.retain(|name, _| !asked.contains(name));
         if !silent.is_empty() {
             let named = |key: &SeriesKey| silent.contains_key(&(Arc::clone(&key.metric), key.entity));
-            // None: a newer picture was asked meanwhile; the days are looked at again.
-            if let Some(latest) = view.latest(named).await? {
-                let alive: BTreeSet<Name> = latest
-                    .into_iter()
-                    .filter(|reading| reading.ts >= day - SILENT_DAYS_MAX * DAY)
-                    .map(|reading| (Arc::clone(&reading.key.metric), reading.key.entity))
-                    .collect();
-                silent.retain(|name, _| alive.contains(name));
-            }
+            let latest = view.latest(named).await?.into_iter();
+            let alive: BTreeSet<Name> = latest
+                .filter(|reading| reading.ts >= day - SILENT_DAYS_MAX * DAY)
+                .map(|reading| (Arc::clone(&reading.key.metric), reading.key.entity))
+                .collect();
+            silent.retain(|name, _| alive.contains(name));
         }
         Ok(Around { fleet, asked, silent })
     }

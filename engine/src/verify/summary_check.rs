@@ -1,21 +1,21 @@
-//! Whether the day summaries of a file say what its rows say.
+//! Whether the summaries of a file say what its rows say.
 
-use crate::{DaySummary, HOLD_CADENCES, SeriesKey, Summary, rows::Rows};
+use crate::{HOLD_CADENCES, SeriesKey, StretchSummary, Summary, rows::Rows};
 
-/// Sums up rows anew, in their order, and compares that with the day summaries of their file.
-pub(super) struct DayCheck {
-    has_days: bool,
-    days: std::iter::Peekable<std::vec::IntoIter<DaySummary>>,
+/// Sums up rows anew, in their order, and compares that with the summaries of their file.
+pub(super) struct SummaryCheck {
+    is_there: bool,
+    stored: std::iter::Peekable<std::vec::IntoIter<StretchSummary>>,
     next_row: u64,
     summary: Option<Summary>,
     wrong: Option<String>,
 }
 
-impl DayCheck {
-    pub(super) fn new(days: Option<Vec<DaySummary>>) -> Self {
+impl SummaryCheck {
+    pub(super) fn new(stored: Option<Vec<StretchSummary>>) -> Self {
         Self {
-            has_days: days.is_some(),
-            days: days.unwrap_or_default().into_iter().peekable(),
+            is_there: stored.is_some(),
+            stored: stored.unwrap_or_default().into_iter().peekable(),
             next_row: 0,
             summary: None,
             wrong: None,
@@ -24,41 +24,42 @@ impl DayCheck {
 
     pub(super) fn take(&mut self, key: &SeriesKey, rows: &Rows) {
         for row in 0..rows.len() {
-            let Some(day) = self.days.peek() else {
-                if self.has_days && self.wrong.is_none() {
-                    self.wrong = Some(format!("rows of {} have no day summary", key.metric));
+            let Some(stretch) = self.stored.peek() else {
+                if self.is_there && self.wrong.is_none() {
+                    self.wrong = Some(format!("rows of {} have no summary", key.metric));
                 }
                 return;
             };
-            let is_in_place = day.entity == key.entity && day.rows.contains(&self.next_row);
+            let is_in_place = stretch.entity == key.entity && stretch.rows.contains(&self.next_row);
             if !is_in_place && self.wrong.is_none() {
-                self.wrong = Some(format!("the day summaries do not follow the rows of {}", key.metric));
+                self.wrong = Some(format!("the summaries do not follow the rows of {}", key.metric));
             }
             self.next_row += 1;
-            let hold = day.cadence.saturating_mul(1_000_000 * HOLD_CADENCES);
-            Summary::take_row(&mut self.summary, rows, row, day.kind, hold);
-            if self.next_row < day.rows.end {
+            let hold = stretch.cadence.saturating_mul(1_000_000 * HOLD_CADENCES);
+            Summary::take_row(&mut self.summary, rows, row, stretch.kind, hold);
+            if self.next_row < stretch.rows.end {
                 continue;
             }
-            let (found, kind) = (self.summary.take(), day.kind);
-            let is_like = match (&day.summary, &found) {
+            let (found, kind) = (self.summary.take(), stretch.kind);
+            let is_like = match (&stretch.summary, &found) {
+                _ if !stretch.is_whole => true,
                 (Some(stored), Some(found)) => found.is_like(stored, kind),
                 (stored, found) => stored.is_none() && found.is_none(),
             };
             if !is_like && self.wrong.is_none() {
                 self.wrong = Some(format!(
-                    "the summary of a day of {} of entity {} that ends at {} us does not say what its rows say",
+                    "the summary of {} of entity {} up to {} us does not say what its rows say",
                     key.metric, key.entity, rows.ts[row]
                 ));
             }
-            self.days.next();
+            self.stored.next();
         }
     }
 
     /// What is wrong, in words.
     pub(super) fn finish(mut self) -> Option<String> {
-        let is_over = self.days.peek().is_none();
-        self.wrong.take().or_else(|| (!is_over).then(|| "there are day summaries without rows".to_owned()))
+        let is_over = self.stored.peek().is_none();
+        self.wrong.take().or_else(|| (!is_over).then(|| "there are summaries without rows".to_owned()))
     }
 }
 
@@ -74,7 +75,7 @@ mod tests {
     use crate::Point;
 
     #[test]
-    fn day_summaries_that_say_something_else_are_found() {
+    fn summaries_that_say_something_else_are_found() {
         let entity = EntityId(Uuid::from_u128(1));
         let key = SeriesKey { entity, entity_type: EntityType::Meter, metric: Arc::from("power") };
         let mut rows = Rows::with_capacity(4);
@@ -90,7 +91,7 @@ mod tests {
         }
         let mut summary = Summary::of(Point { ts: 0, value: 1.0 }, false);
         summary.push(Point { ts: 20, value: 2.0 }, true, MetricKind::GaugeExtensive, 2_000_000);
-        let day = |rows: std::ops::Range<u64>, summary| DaySummary {
+        let day = |rows: std::ops::Range<u64>, summary| StretchSummary {
             entity,
             kind: MetricKind::GaugeExtensive,
             cadence: 1,
@@ -99,8 +100,8 @@ mod tests {
             summary: Some(summary),
         };
         let last = Summary::of(Point { ts: 30, value: 8.0 }, false);
-        let check = |days: Vec<DaySummary>| {
-            let mut check = DayCheck::new(Some(days));
+        let check = |stored: Vec<StretchSummary>| {
+            let mut check = SummaryCheck::new(Some(stored));
             check.take(&key, &rows);
             check.finish()
         };

@@ -120,18 +120,8 @@ pub(super) async fn latest_rows(
     };
     let engine = Arc::clone(&app.engine);
     let mut clock = Allowance::new(engine.settings().query.timeout.0);
-    let found = app.queries.run(async move {
-        let newest = async {
-            loop {
-                // A view that was overtaken is asked for again.
-                if let Some(found) = engine.read_view().latest(&wanted).await? {
-                    return Ok::<_, ApiError>(found);
-                }
-            }
-        };
-        clock.spend(newest).await?
-    });
-    let mut rows: Vec<_> = found.await?.into_iter().map(Latest::from).collect();
+    let found = app.queries.run(async move { clock.spend(engine.read_view().latest(wanted)).await });
+    let mut rows: Vec<_> = found.await??.into_iter().map(Latest::from).collect();
     rows.sort_by(|a, b| (a.entity_id, &a.metric).cmp(&(b.entity_id, &b.metric)));
     Ok(rows)
 }

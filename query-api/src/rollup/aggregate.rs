@@ -15,21 +15,21 @@ use super::bucket::Buckets;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Item<'a> {
     Row(Sample),
-    Day(&'a Summary),
+    Summary(&'a Summary),
 }
 
 impl Item<'_> {
     pub(super) fn first(&self) -> Point {
         match self {
             Self::Row(Sample { ts, value, .. }) => Point { ts: *ts, value: *value },
-            Self::Day(day) => day.first,
+            Self::Summary(summary) => summary.first,
         }
     }
 
     pub(super) fn last(&self) -> Point {
         match self {
             Self::Row(_) => self.first(),
-            Self::Day(day) => day.last,
+            Self::Summary(summary) => summary.last,
         }
     }
 }
@@ -89,7 +89,7 @@ struct Accumulator {
     values: Vec<f64>,
 }
 
-/// Aggregates the readings of one entity per bucket. Buckets without any readings are absent. `None`: one of the days does
+/// Aggregates the readings of one entity per bucket. Buckets without any readings are absent. `None`: one of the summaries does
 /// not say enough, its rows are needed.
 pub(crate) fn aggregate(
     items: &[Item<'_>],
@@ -108,7 +108,7 @@ pub(crate) fn aggregate(
                     cell.values.push(sample.value);
                 }
             }
-            Item::Day(day) => cell.add_day(day),
+            Item::Summary(summary) => cell.add_summary(summary),
         }
     }
     match (rules.kind, rules.aggregation) {
@@ -143,12 +143,12 @@ fn weigh_by_time(
 ) {
     let hold = rules.cadence * HOLD_CADENCES;
     for (i, item) in items.iter().enumerate() {
-        if let Item::Day(day) = item
+        if let Item::Summary(summary) = item
             && rules.holds(item)
-            && let Some(cell) = buckets.index(day.first.ts).and_then(|index| cells.get_mut(&index))
+            && let Some(cell) = buckets.index(summary.first.ts).and_then(|index| cells.get_mut(&index))
         {
-            cell.weighted += day.weighted;
-            cell.covered += day.covered as f64;
+            cell.weighted += summary.weighted;
+            cell.covered += summary.covered as f64;
         }
         let last = item.last();
         let next = items.get(i + 1).map_or(i64::MAX, |next| next.first().ts);
@@ -168,7 +168,7 @@ fn weigh_by_time(
     }
 }
 
-/// Books each increase where its interval begins. Across a gap it is spread evenly and counts as estimated. `None` when a day
+/// Books each increase where its interval begins. Across a gap it is spread evenly and counts as estimated. `None` when a summary
 /// begins or ends with a smaller fall: readings around it decide whether it is a glitch.
 fn book_increases(
     items: &[Item<'_>],
@@ -180,16 +180,16 @@ fn book_increases(
     for item in items {
         match item {
             Item::Row(_) => register.push(item.first()),
-            Item::Day(day) => {
-                if day.register.ts != day.last.ts {
+            Item::Summary(summary) => {
+                if summary.register.ts != summary.last.ts {
                     return None;
                 }
-                register.jump(day.first, day.last)?;
-                if let Some(increase) = day.increase
+                register.jump(summary.first, summary.last)?;
+                if let Some(increase) = summary.increase
                     && rules.holds(item)
-                    && let Some(index) = buckets.index(day.first.ts)
+                    && let Some(index) = buckets.index(summary.first.ts)
                 {
-                    cells.entry(index).or_default().add_increase(increase, day.gaps);
+                    cells.entry(index).or_default().add_increase(increase, summary.gaps);
                 }
             }
         }
@@ -231,13 +231,13 @@ impl Accumulator {
         self.last = Some(sample.value);
     }
 
-    fn add_day(&mut self, day: &Summary) {
-        self.count += day.count;
-        self.estimated += day.estimated;
-        self.sum += day.sum;
-        self.extremes(day.min, day.max);
-        self.first.get_or_insert(day.first.value);
-        self.last = Some(day.last.value);
+    fn add_summary(&mut self, summary: &Summary) {
+        self.count += summary.count;
+        self.estimated += summary.estimated;
+        self.sum += summary.sum;
+        self.extremes(summary.min, summary.max);
+        self.first.get_or_insert(summary.first.value);
+        self.last = Some(summary.last.value);
     }
 
     fn add_increase(&mut self, increase: f64, estimated: u64) {

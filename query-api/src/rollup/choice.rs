@@ -1,44 +1,44 @@
-//! Which days stand for their rows (ROLL-5).
+//! Which summaries stand for their rows (ROLL-5).
 //!
-//! A day of a series does when it lies in one bucket, none of its rows was deleted or corrected, and no other reading of the series
-//! lies in between: of a file without summaries, of memory, of another day.
+//! That of a stretch of a series does when this lies in one bucket, none of its rows was deleted or corrected, and no other reading of the series
+//! lies in between: of a file without summaries, of memory, of another stretch.
 
 use wattlake_config::MetricKind;
-use wattlake_engine::{DaySummary, Summary};
+use wattlake_engine::{StretchSummary, Summary};
 
 use super::{
     aggregate::{Rules, Sample},
     bucket::Buckets,
 };
 
-/// Finds out which days of a series stand for their rows.
+/// Finds out which summaries of a series stand for their rows.
 pub(super) struct Choice<'a> {
     pub rules: Rules,
     pub buckets: &'a Buckets,
     pub window: (i64, i64),
-    /// The readings of the series in files without days and in memory, in order.
+    /// The readings of the series in files without summaries and in memory, in order.
     pub others: &'a [Sample],
     /// Times of readings in memory, bad ones included, that may take the place of rows in files, in order.
     pub late: &'a [i64],
 }
 
 impl Choice<'_> {
-    /// The days that lie in the window, in order of time, and whether each stands for its rows.
+    /// The stretches that lie in the window, in order of time, and whether the summary of each stands for its rows.
     pub(super) fn of<'d, P>(
         &self,
-        days: impl Iterator<Item = (P, &'d DaySummary)>,
-    ) -> Vec<(P, &'d DaySummary, bool)> {
+        stretches: impl Iterator<Item = (P, &'d StretchSummary)>,
+    ) -> Vec<(P, &'d StretchSummary, bool)> {
         let (from, to) = self.window;
-        let mut near: Vec<(P, &DaySummary, Summary, bool)> = Vec::new();
-        for (place, day) in days {
-            let Some(summary) = day.summary else { continue };
+        let mut near: Vec<(P, &StretchSummary, Summary, bool)> = Vec::new();
+        for (place, stretch) in stretches {
+            let Some(summary) = stretch.summary else { continue };
             if summary.last.ts < from || summary.first.ts >= to {
                 continue;
             }
-            let is_same = day.is_whole
-                && day.kind == self.rules.kind
-                && day.cadence.saturating_mul(1_000_000) == self.rules.cadence;
-            near.push((place, day, summary, is_same && self.fits(&summary)));
+            let is_same = stretch.is_whole
+                && stretch.kind == self.rules.kind
+                && stretch.cadence.saturating_mul(1_000_000) == self.rules.cadence;
+            near.push((place, stretch, summary, is_same && self.fits(&summary)));
         }
         near.sort_by_key(|(_, _, summary, _)| summary.first.ts);
         // The one that reaches farthest of those before.
@@ -54,11 +54,11 @@ impl Choice<'_> {
                 reach = Some(i);
             }
         }
-        near.into_iter().map(|(place, day, _, counts)| (place, day, counts)).collect()
+        near.into_iter().map(|(place, stretch, _, counts)| (place, stretch, counts)).collect()
     }
 
-    fn fits(&self, day: &Summary) -> bool {
-        let (first, last) = (day.first.ts, day.last.ts);
+    fn fits(&self, summary: &Summary) -> bool {
+        let (first, last) = (summary.first.ts, summary.last.ts);
         let next = self.others.partition_point(|sample| sample.ts < first);
         let next_late = self.late.partition_point(|ts| *ts < first);
         if self.others.get(next).is_some_and(|sample| sample.ts <= last)
@@ -68,7 +68,7 @@ impl Choice<'_> {
         }
         if last < self.rules.from {
             // Only its end reaches in, and how the register got there must not matter.
-            return self.rules.kind != MetricKind::Register || day.is_rising;
+            return self.rules.kind != MetricKind::Register || summary.is_rising;
         }
         if first >= self.rules.to {
             return true;
@@ -89,11 +89,11 @@ mod tests {
     use super::{super::aggregate::Aggregation, *};
 
     /// A day of a register with readings at these times.
-    fn day(times: &[i64]) -> DaySummary {
+    fn day(times: &[i64]) -> StretchSummary {
         let point = |ts: &i64| Point { ts: *ts, value: *ts as f64 };
         let mut summary = Summary::of(point(&times[0]), false);
         times[1..].iter().for_each(|ts| summary.push(point(ts), false, MetricKind::Register, 20));
-        DaySummary {
+        StretchSummary {
             entity: EntityId(uuid::Uuid::nil()),
             kind: MetricKind::Register,
             cadence: 0,
@@ -104,7 +104,7 @@ mod tests {
     }
 
     /// Whether each of the days stands for its rows; the range is 100 to 300 with an edge at 200.
-    fn stand(days: &[DaySummary], others: &[i64], late: &[i64]) -> Vec<bool> {
+    fn stand(days: &[StretchSummary], others: &[i64], late: &[i64]) -> Vec<bool> {
         let buckets = Buckets { edges: vec![100, 200, 300] };
         let sample = |ts: &i64| Sample { ts: *ts, value: 0.0, quality: Quality::Good };
         let others: Vec<_> = others.iter().map(sample).collect();
@@ -136,9 +136,9 @@ mod tests {
         }
         assert_eq!(stand(&[falling], &[], &[]), [false], "how the register got there matters");
         assert!(stand(&[day(&[10, 20]), day(&[400, 410])], &[], &[]).is_empty(), "too far away to reach in");
-        let other_kind = DaySummary { kind: MetricKind::Interval, ..day(&[110, 120]) };
-        let other_cadence = DaySummary { cadence: 900, ..day(&[130, 140]) };
-        let corrected = DaySummary { is_whole: false, ..day(&[150, 160]) };
+        let other_kind = StretchSummary { kind: MetricKind::Interval, ..day(&[110, 120]) };
+        let other_cadence = StretchSummary { cadence: 900, ..day(&[130, 140]) };
+        let corrected = StretchSummary { is_whole: false, ..day(&[150, 160]) };
         assert_eq!(stand(&[other_kind, other_cadence, corrected], &[], &[]), [false, false, false]);
     }
 }

@@ -15,7 +15,7 @@ use wattlake_engine::{ReadView, cadence_micros};
 use super::{
     aggregate::{Aggregation, Cell},
     bucket::{Buckets, Width, civil_label},
-    read::{Cells, DaysRead, Reader},
+    read::{Cells, Reader, SummariesRead},
     request::{Fill, GroupBy, RollupRequest},
     resolve::{Contribution, Mode, resolve},
 };
@@ -66,18 +66,19 @@ pub(crate) async fn rollup_of(
     view: &ReadView,
     access: &Access,
 ) -> Result<RecordBatch> {
-    let (batch, days) = rollup_with(service, request, view, access, DaysRead::InPlaceOfMany).await?;
-    metrics::counter!("wattlake_rollup_days_total").increment(days as u64);
+    let (batch, summaries) =
+        rollup_with(service, request, view, access, SummariesRead::InPlaceOfMany).await?;
+    metrics::counter!("wattlake_rollup_summaries_total").increment(summaries as u64);
     Ok(batch)
 }
 
-/// As [`rollup_of`]; answers also how many days stood for their rows.
+/// As [`rollup_of`]; answers also how many summaries stood for their rows.
 pub(super) async fn rollup_with(
     service: &QueryService,
     request: &RollupRequest,
     view: &ReadView,
     access: &Access,
-    days: DaysRead,
+    summaries: SummariesRead,
 ) -> Result<(RecordBatch, usize)> {
     let engine = service.engine();
     let fleet = engine.catalog().fleet();
@@ -92,8 +93,8 @@ pub(super) async fn rollup_with(
         return Err(ApiError::invalid(message));
     }
     let buckets = scope.buckets();
-    let reader = Reader { service, view, fleet: &fleet, request, access, kind, days, buckets };
-    let (cells, days) = reader.read().await?;
+    let reader = Reader { service, view, fleet: &fleet, request, access, kind, summaries, buckets };
+    let (cells, summaries) = reader.read().await?;
     let weighted = metric.is_some_and(|metric| metric.weight_by_capacity);
     let unit = match metric {
         Some(metric) => metric.unit.clone(),
@@ -102,7 +103,7 @@ pub(super) async fn rollup_with(
     let now = Timestamp::from_microsecond(engine.clock().now_micros()).unwrap_or_default();
     let mut groups = group(&fleet, &scope, request, &cells, now);
     let rows = groups.finish(request, kind, weighted, &default_zone)?;
-    Ok((to_batch(rows, request.by, &unit)?, days))
+    Ok((to_batch(rows, request.by, &unit)?, summaries))
 }
 
 impl Scope {

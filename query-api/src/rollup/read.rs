@@ -1,5 +1,5 @@
-//! Reading what a rollup is made of: days that files have summed up, where they say the same as the rows ([`super::choice`]), and
-//! rows elsewhere. All is read from one view.
+//! Reading what a rollup is made of: hours or days that files have summed up, where they say the same as the rows ([`super::choice`]),
+//! and rows elsewhere. All is read from one view.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,7 +16,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use wattlake_catalog::{Access, DataFile, EntityId, Fleet, Quality};
 use wattlake_config::MetricKind;
 use wattlake_engine::{
-    DaySummary, GLITCH_LASTS, HOLD_CADENCES, ReadView, SeriesRows, Summary, cadence_micros,
+    GLITCH_LASTS, HOLD_CADENCES, ReadView, SeriesRows, Stretch, StretchSummary, Summary, cadence_micros,
 };
 
 use super::{
@@ -35,21 +35,22 @@ use crate::{
 const CELLS_MAX: usize = 5_000_000;
 /// More entities than this are read as "all" and picked from the rows.
 pub(super) const ENTITIES_LISTED_MAX: usize = 5_000;
-/// So many rows are read as fast as the days of a whole file.
+/// So many rows are read as fast as the summaries of a whole file.
 const ROWS_MANY: i64 = 500_000;
-/// Days held in memory at once, about: entities are read in portions.
-const DAYS_AT_ONCE: i64 = 500_000;
-/// Rows held beside the days of a portion; with more of them it is read as rows, which are not held.
+/// Summaries held in memory at once, about: entities are read in portions.
+const SUMMARIES_AT_ONCE: i64 = 500_000;
+/// Rows held beside the summaries of a portion; with more of them it is read as rows, which are not held.
 const ROWS_HELD_MAX: usize = 2_000_000;
 /// Files that are read side by side.
 const FILES_AT_ONCE: usize = 8;
-const DAY: i64 = 86_400_000_000;
+const HOUR: i64 = 3_600_000_000;
+const DAY: i64 = 24 * HOUR;
 
 pub(super) type Cells = HashMap<EntityId, BTreeMap<usize, Cell>>;
 
-/// Whether days are read in place of rows.
+/// Whether summaries are read in place of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DaysRead {
+pub(super) enum SummariesRead {
     /// Where that is possible, and rows would be many.
     InPlaceOfMany,
     /// Where that is possible.
@@ -67,7 +68,7 @@ pub(super) struct Reader<'a> {
     pub request: &'a RollupRequest,
     pub access: &'a Access,
     pub kind: MetricKind,
-    pub days: DaysRead,
+    pub summaries: SummariesRead,
     /// The buckets of every entity that may contribute.
     pub buckets: BTreeMap<EntityId, Arc<Buckets>>,
 }
@@ -85,45 +86,56 @@ pub(super) struct Found {
 #[derive(Default)]
 struct Parts {
     /// In order of time, apart from each other.
-    days: BTreeMap<EntityId, Vec<Summary>>,
-    /// All readings that lie in no day.
+    summaries: BTreeMap<EntityId, Vec<Summary>>,
+    /// All readings that lie in none of them.
     rows: BTreeMap<EntityId, Vec<Sample>>,
+    /// Entities most of whose readings no summary stands for.
+    rows_only: Vec<EntityId>,
 }
 
-/// The days of one file.
-struct FileDays {
+/// The summaries of one file.
+struct FileSummaries {
     file: Arc<DataFile>,
-    days: Vec<DaySummary>,
+    stretches: Vec<StretchSummary>,
 }
 
 impl Reader<'_> {
-    /// The cells, and how many days stood for their rows.
+    /// The cells, and how many summaries stood for their rows.
     pub(super) async fn read(&self) -> Result<(Cells, usize)> {
         let mut found = Found::default();
         let entities: Vec<EntityId> = self.buckets.keys().copied().collect();
-        let mut days = 0;
-        if self.can_use_days() {
-            days = self.read_with_days(&entities, &mut found).await?;
+        let mut summaries = 0;
+        if let Some(stretch) = self.stretch() {
+            summaries = self.read_with_summaries(stretch, &entities, &mut found).await?;
         } else {
             self.read_rows(&entities, self.window(), &mut found).await?;
         }
         if self.books_increases() {
             self.close_ends(&mut found).await?;
         }
-        Ok((found.cells, days))
+        Ok((found.cells, summaries))
     }
 
-    /// Reads days where they stand for their rows; answers how many did.
-    async fn read_with_days(&self, entities: &[EntityId], found: &mut Found) -> Result<usize> {
-        let mut days = 0;
-        // Reading days is a part of the query, but not one that SQL sees.
+    /// Reads summaries where they stand for their rows; answers how many did.
+    async fn read_with_summaries(
+        &self,
+        stretch: Stretch,
+        entities: &[EntityId],
+        found: &mut Found,
+    ) -> Result<usize> {
+        let mut summaries = 0;
+        // Reading summaries is a part of the query, but not one that SQL sees.
         let mut clock = Allowance::new(self.service.engine().settings().query.timeout.0);
         let (from, to) = self.window();
-        let portion = (DAYS_AT_ONCE / (to.saturating_sub(from) / DAY + 1)).max(1) as usize;
+        let length = match stretch {
+            Stretch::Hour => HOUR,
+            Stretch::Day => DAY,
+        };
+        let portion = (SUMMARIES_AT_ONCE / (to.saturating_sub(from) / length + 1)).max(1) as usize;
         for entities in entities.chunks(portion) {
-            let rows_only = match clock.spend(self.read_parts(entities)).await?? {
+            let rows_only = match clock.spend(self.read_parts(stretch, entities)).await?? {
                 Some(parts) => {
-                    days += parts.days.values().map(Vec::len).sum::<usize>();
+                    summaries += parts.summaries.values().map(Vec::len).sum::<usize>();
                     self.aggregate_parts(parts, found)?
                 }
                 None => entities.to_vec(),
@@ -133,14 +145,18 @@ impl Reader<'_> {
                 self.read_rows(&rows_only, self.window(), found).await?;
             }
         }
-        Ok(days)
+        Ok(summaries)
     }
 
-    /// Whether a day's summary can say what is asked.
-    fn can_use_days(&self) -> bool {
-        let is_wide = match self.request.width {
-            Width::Fixed(seconds) => seconds * 1_000_000 >= DAY,
-            Width::Days(_) | Width::Weeks(_) | Width::Months(_) | Width::Years(_) | Width::All => true,
+    /// The longest stretches whose summaries can say what is asked.
+    fn stretch(&self) -> Option<Stretch> {
+        let stretch = match self.request.width {
+            Width::Fixed(seconds) if seconds * 1_000_000 >= DAY => Stretch::Day,
+            Width::Fixed(seconds) if seconds * 1_000_000 >= HOUR => Stretch::Hour,
+            Width::Fixed(_) => return None,
+            Width::Days(_) | Width::Weeks(_) | Width::Months(_) | Width::Years(_) | Width::All => {
+                Stretch::Day
+            }
         };
         let is_summed_up = match self.request.aggregation {
             Aggregation::Percentile(_) => false,
@@ -148,16 +164,14 @@ impl Reader<'_> {
             _ => true,
         };
         let qualities = BTreeSet::from([Quality::Good, Quality::Estimated]);
-        is_wide
-            && is_summed_up
-            && self.request.qualities == qualities
-            && match self.days {
-                DaysRead::InPlaceOfMany => self.rows_expected() >= ROWS_MANY,
-                #[cfg(test)]
-                DaysRead::Always => true,
-                #[cfg(test)]
-                DaysRead::Never => false,
-            }
+        let is_worth_it = match self.summaries {
+            SummariesRead::InPlaceOfMany => self.rows_expected() >= ROWS_MANY,
+            #[cfg(test)]
+            SummariesRead::Always => true,
+            #[cfg(test)]
+            SummariesRead::Never => false,
+        };
+        (is_summed_up && self.request.qualities == qualities && is_worth_it).then_some(stretch)
     }
 
     /// Rows that there are, by the cadences of meters.
@@ -197,52 +211,66 @@ impl Reader<'_> {
         Rules { kind: self.kind, aggregation: self.request.aggregation, cadence, from, to }
     }
 
-    /// Reads the days of some entities, in order, and the rows that no day stands for. `None` when these would be too many.
-    async fn read_parts(&self, entities: &[EntityId]) -> Result<Option<Parts>> {
-        let Some((with_days, others)) = self.read_files(entities).await? else { return Ok(None) };
+    /// Reads the summaries of some entities, in order, and the rows that none stands for. `None` when these would be too many.
+    async fn read_parts(&self, stretch: Stretch, entities: &[EntityId]) -> Result<Option<Parts>> {
+        let Some((summed_up, others)) = self.read_files(stretch, entities).await? else { return Ok(None) };
         let Some(mut rows) = self.collect_rows(entities, others).await? else { return Ok(None) };
         let late = self.late_rows(entities);
         let late_times: HashMap<EntityId, &[i64]> =
             late.iter().map(|series| (series.key.entity, &*series.rows.ts)).collect();
         let mut by_entity: BTreeMap<EntityId, Vec<Place>> = BTreeMap::new();
-        for (file, FileDays { days, .. }) in with_days.iter().enumerate() {
-            let mut day = 0;
-            for run in days.chunk_by(|a, b| a.entity == b.entity) {
+        for (file, FileSummaries { stretches, .. }) in summed_up.iter().enumerate() {
+            let mut next = 0;
+            for run in stretches.chunk_by(|a, b| a.entity == b.entity) {
                 if entities.binary_search(&run[0].entity).is_ok() {
-                    let places = (day..day + run.len()).map(|day| Place { file, day });
+                    let places = (next..next + run.len()).map(|index| Place { file, index });
                     by_entity.entry(run[0].entity).or_default().extend(places);
                 }
-                day += run.len();
+                next += run.len();
             }
         }
         let window = self.window();
-        let mut days = BTreeMap::new();
-        let mut wanted: Vec<Vec<usize>> = vec![Vec::new(); with_days.len()];
-        let (mut all, mut many) = (0, 0);
+        let (mut summaries, mut rows_only) = (BTreeMap::new(), Vec::new());
+        let mut wanted: Vec<Vec<usize>> = vec![Vec::new(); summed_up.len()];
+        let mut read_as_rows = 0;
         for (entity, places) in by_entity {
             let Some(buckets) = self.buckets.get(&entity) else { continue };
             let others = rows.get(&entity).map_or(&[][..], |rows| rows);
             let late = late_times.get(&entity).copied().unwrap_or_default();
             let choice = Choice { rules: self.rules(entity), buckets, window, others, late };
-            let mut counting = Vec::new();
-            let places = places.into_iter().map(|place| (place, &with_days[place.file].days[place.day]));
-            for (place, day, counts) in choice.of(places) {
-                all += day.rows.end - day.rows.start;
-                match day.summary {
+            let places =
+                places.into_iter().map(|place| (place, &summed_up[place.file].stretches[place.index]));
+            let (mut counting, mut missing) = (Vec::new(), Vec::new());
+            let (mut all, mut many) = (0, 0);
+            for (place, stretch, counts) in choice.of(places) {
+                all += stretch.rows.end - stretch.rows.start;
+                match stretch.summary {
                     Some(summary) if counts => counting.push(summary),
                     _ => {
-                        many += day.rows.end - day.rows.start;
-                        wanted[place.file].push(place.day);
+                        many += stretch.rows.end - stretch.rows.start;
+                        missing.push(place);
                     }
                 }
             }
-            days.insert(entity, counting);
+            if many > all / 2 {
+                rows.remove(&entity);
+                rows_only.push(entity);
+                continue;
+            }
+            read_as_rows += many;
+            missing.into_iter().for_each(|place| wanted[place.file].push(place.index));
+            summaries.insert(entity, counting);
         }
-        tracing::debug!(rows_of_days = all, read_as_rows = many, "days chosen");
-        if many > ROWS_HELD_MAX as u64 || many > all / 2 {
+        tracing::debug!(
+            entities = summaries.len(),
+            rows_only = rows_only.len(),
+            read_as_rows,
+            "summaries chosen"
+        );
+        if read_as_rows > ROWS_HELD_MAX as u64 || summaries.is_empty() {
             return Ok(None);
         }
-        let reads: Vec<_> = with_days
+        let reads: Vec<_> = summed_up
             .iter()
             .zip(wanted)
             .filter(|(_, wanted)| !wanted.is_empty())
@@ -255,11 +283,15 @@ impl Reader<'_> {
             }
         }
         rows.values_mut().for_each(|samples| samples.sort_by_key(|sample| sample.ts));
-        Ok(Some(Parts { days, rows }))
+        Ok(Some(Parts { summaries, rows, rows_only }))
     }
 
-    /// The files that may hold something asked for: those with days, and the others. `None` when days are not worth it.
-    async fn read_files(&self, entities: &[EntityId]) -> Result<Option<(Vec<FileDays>, Vec<Arc<DataFile>>)>> {
+    /// The files that may hold something asked for: those with summaries, and the others. `None` when summaries are not worth it.
+    async fn read_files(
+        &self,
+        stretch: Stretch,
+        entities: &[EntityId],
+    ) -> Result<Option<(Vec<FileSummaries>, Vec<Arc<DataFile>>)>> {
         let Some((first, last)) = entities.first().zip(entities.last()) else { return Ok(None) };
         let range = *first..=*last;
         let (low, high) = (first.to_string(), last.to_string());
@@ -274,28 +306,29 @@ impl Reader<'_> {
                 && bounds.min_entity.as_str() <= high.as_str()
                 && low.as_str() <= bounds.max_entity.as_str()
             {
-                reads.push(self.read_days(file, &range));
+                reads.push(self.read_summaries(stretch, file, &range));
             }
         }
         let mut reads = stream::iter(reads).buffer_unordered(FILES_AT_ONCE);
-        let (mut with_days, mut others) = (Vec::new(), Vec::new());
-        while let Some((file, days)) = reads.try_next().await? {
-            match days {
-                Some(days) => with_days.push(FileDays { file, days }),
+        let (mut summed_up, mut others) = (Vec::new(), Vec::new());
+        while let Some((file, stretches)) = reads.try_next().await? {
+            match stretches {
+                Some(stretches) => summed_up.push(FileSummaries { file, stretches }),
                 None => others.push(file),
             }
         }
-        let has_days = with_days.iter().any(|file| !file.days.is_empty());
-        Ok(has_days.then_some((with_days, others)))
+        let has_sums = summed_up.iter().any(|file| file.stretches.iter().any(|stretch| stretch.is_whole));
+        Ok(has_sums.then_some((summed_up, others)))
     }
 
-    async fn read_days(
+    async fn read_summaries(
         &self,
+        stretch: Stretch,
         file: &Arc<DataFile>,
         entities: &RangeInclusive<EntityId>,
-    ) -> Result<(Arc<DataFile>, Option<Vec<DaySummary>>)> {
-        let days = self.view.day_summaries(file, &self.request.metric, entities).await?;
-        Ok((Arc::clone(file), days))
+    ) -> Result<(Arc<DataFile>, Option<Vec<StretchSummary>>)> {
+        let found = self.view.summaries(file, stretch, &self.request.metric, entities).await?;
+        Ok((Arc::clone(file), found))
     }
 
     /// Readings in memory that may take the place of rows in files.
@@ -306,23 +339,24 @@ impl Reader<'_> {
             .late_rows(from, to, |key| *key.metric == *metric && entities.binary_search(&key.entity).is_ok())
     }
 
-    /// The rows of some days of a file, by entity.
+    /// The rows of some stretches of a file, by entity.
     async fn read_wanted(
         &self,
-        file: &FileDays,
+        file: &FileSummaries,
         mut wanted: Vec<usize>,
         late: &[SeriesRows],
     ) -> Result<Vec<(EntityId, Vec<Sample>)>> {
         wanted.sort_unstable();
-        let ranges: Vec<Range<u64>> = wanted.iter().map(|day| file.days[*day].rows.clone()).collect();
+        let ranges: Vec<Range<u64>> =
+            wanted.iter().map(|index| file.stretches[*index].rows.clone()).collect();
         let read = self.view.row_ranges(&file.file, &ranges, late).await?;
         let (from, to) = self.window();
         let is_asked = |s: &Sample| (from..to).contains(&s.ts) && self.request.qualities.contains(&s.quality);
         let samples = read.into_iter().map(|readings| readings.into_iter().filter(is_asked).collect());
-        Ok(wanted.iter().map(|day| file.days[*day].entity).zip(samples).collect())
+        Ok(wanted.iter().map(|index| file.stretches[*index].entity).zip(samples).collect())
     }
 
-    /// The rows of files without days and of memory; `None` when they are too many to hold.
+    /// The rows of files without summaries and of memory; `None` when they are too many to hold.
     async fn collect_rows(
         &self,
         entities: &[EntityId],
@@ -342,15 +376,14 @@ impl Reader<'_> {
         Ok(Some(rows))
     }
 
-    /// Aggregates a portion. Answers the entities whose days turned out not to say enough.
+    /// Aggregates a portion. Answers the entities whose summaries turned out not to say enough.
     fn aggregate_parts(&self, parts: Parts, found: &mut Found) -> Result<Vec<EntityId>> {
-        let Parts { mut days, mut rows } = parts;
-        let entities: BTreeSet<EntityId> = days.keys().chain(rows.keys()).copied().collect();
-        let mut rows_only = Vec::new();
+        let Parts { mut summaries, mut rows, mut rows_only } = parts;
+        let entities: BTreeSet<EntityId> = summaries.keys().chain(rows.keys()).copied().collect();
         for entity in entities {
-            let (days, rows) =
-                (days.remove(&entity).unwrap_or_default(), rows.remove(&entity).unwrap_or_default());
-            if !self.aggregate(entity, &merge(&rows, &days), found)? {
+            let summaries = summaries.remove(&entity).unwrap_or_default();
+            let rows = rows.remove(&entity).unwrap_or_default();
+            if !self.aggregate(entity, &merge(&rows, &summaries), found)? {
                 rows_only.push(entity);
             }
         }
@@ -468,23 +501,23 @@ impl EntityRows {
     }
 }
 
-/// Rows and days in order of time; they lie apart.
-fn merge<'a>(samples: &[Sample], days: &'a [Summary]) -> Vec<Item<'a>> {
-    let mut items = Vec::with_capacity(samples.len() + days.len());
-    let mut next = days.iter().peekable();
+/// Rows and summaries in order of time; they lie apart.
+fn merge<'a>(samples: &[Sample], summaries: &'a [Summary]) -> Vec<Item<'a>> {
+    let mut items = Vec::with_capacity(samples.len() + summaries.len());
+    let mut next = summaries.iter().peekable();
     for sample in samples {
-        while let Some(day) = next.next_if(|day| day.first.ts < sample.ts) {
-            items.push(Item::Day(day));
+        while let Some(summary) = next.next_if(|summary| summary.first.ts < sample.ts) {
+            items.push(Item::Summary(summary));
         }
         items.push(Item::Row(*sample));
     }
-    items.extend(next.map(Item::Day));
+    items.extend(next.map(Item::Summary));
     items
 }
 
-/// Where a day was read.
+/// Where a summary was read.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     file: usize,
-    day: usize,
+    index: usize,
 }

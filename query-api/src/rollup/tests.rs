@@ -1,4 +1,4 @@
-mod days;
+mod summaries;
 
 use std::collections::BTreeMap;
 
@@ -224,11 +224,11 @@ proptest! {
         let mut items = Vec::new();
         for ((samples, is_day), summary) in stretches.iter().zip(&summaries) {
             match is_day {
-                true => items.push(Item::Day(summary)),
+                true => items.push(Item::Summary(summary)),
                 false => items.extend(samples.iter().map(|sample| Item::Row(*sample))),
             }
         }
-        // A day that begins or ends with a fall says so.
+        // A summary that begins or ends with a fall says so.
         if let Some(cells) = aggregate(&items, &buckets, &rules) {
             prop_assert_eq!(cells.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
             for (index, cell) in &cells {

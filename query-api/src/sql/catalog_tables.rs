@@ -7,7 +7,8 @@ use std::{
 
 use arrow::{
     array::{
-        ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+        ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringViewArray,
+        TimestampMicrosecondArray,
     },
     error::ArrowError,
 };
@@ -67,11 +68,11 @@ impl FleetTables {
 }
 
 fn text<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
-    Arc::new(StringArray::from_iter(values))
+    Arc::new(StringViewArray::from_iter(values))
 }
 
 fn required<T: ToString>(values: impl Iterator<Item = T>) -> ArrayRef {
-    Arc::new(StringArray::from_iter_values(values.map(|value| value.to_string())))
+    Arc::new(StringViewArray::from_iter_values(values.map(|value| value.to_string())))
 }
 
 fn numbers(values: impl Iterator<Item = Option<f64>>) -> ArrayRef {

@@ -12,7 +12,7 @@ use datafusion::{
         expressions::{InListExpr, binary, col, lit},
     },
 };
-use wattlake_catalog::{DataFile, EntityId};
+use wattlake_catalog::{DataFile, EntityId, FileBounds};
 use wattlake_engine::SeriesKey;
 
 /// The keys that may pass the filters: maybe more than do, never fewer.
@@ -35,6 +35,10 @@ impl KeyRange {
     }
 
     fn narrow(&mut self, filter: &Expr) {
+        if let Some((from, to)) = exact_times(filter, self.time) {
+            (self.from, self.to) = (self.from.max(from), self.to.min(to));
+            return;
+        }
         match filter {
             Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
                 self.narrow(left);
@@ -105,6 +109,16 @@ impl KeyRange {
             Some(known) => known.intersection(&wanted).copied().collect(),
             None => wanted,
         });
+    }
+
+    /// Whether all times of a file pass.
+    pub(super) fn contains_times(&self, file: &FileBounds) -> bool {
+        self.from <= file.min_ts && file.max_ts < self.to
+    }
+
+    /// How many series pass at most, if that is known.
+    pub(super) fn series_at_most(&self) -> Option<usize> {
+        Some(self.metrics.as_ref()?.len().saturating_mul(self.entities.as_ref()?.len()))
     }
 
     pub(super) fn is_of_one_metric(&self) -> bool {

@@ -8,36 +8,21 @@ use arrow::{
 };
 use datafusion::{
     catalog::TableProvider,
-    datasource::{MemTable, ViewTable},
+    datasource::MemTable,
     error::{DataFusionError, Result},
-    prelude::SessionContext,
 };
 use wattlake_catalog::EntityId;
 use wattlake_engine::{LatestReading, ReadView};
 
-use super::measurements::MeasurementsTable;
 use crate::error::ApiError;
-
-/// The same from the rows: for earlier states of the archive.
-const FROM_ROWS: &str = "SELECT entity_id, first_value(entity_type ORDER BY timestamp DESC) AS entity_type, metric, \
-    max(timestamp) AS timestamp, first_value(value ORDER BY timestamp DESC) AS value, \
-    first_value(unit ORDER BY timestamp DESC) AS unit, first_value(quality ORDER BY timestamp DESC) AS quality \
-    FROM measurements GROUP BY entity_id, metric";
 
 /// The newest readings of a view; `allowed` are the only entities that may be seen.
 pub(super) async fn table(
     view: &ReadView,
-    measurements: &Arc<MeasurementsTable>,
     allowed: Option<&BTreeSet<EntityId>>,
 ) -> Result<Arc<dyn TableProvider>> {
     let found = view.latest(|key| allowed.is_none_or(|allowed| allowed.contains(&key.entity))).await;
-    let found = found.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
-    let Some(readings) = found else {
-        let context = SessionContext::new();
-        context.register_table("measurements", Arc::clone(measurements) as _)?;
-        let plan = context.sql(FROM_ROWS).await?.into_unoptimized_plan();
-        return Ok(Arc::new(ViewTable::new(plan, Some(FROM_ROWS.to_owned()))));
-    };
+    let readings = found.map_err(|error| DataFusionError::External(Box::new(ApiError::from(error))))?;
     let batch = to_batch(&readings)?;
     Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
 }

@@ -23,7 +23,7 @@ use datafusion::{
     },
     error::{DataFusionError, Result},
     logical_expr::{Expr, TableProviderFilterPushDown, TableType},
-    physical_expr::{LexOrdering, PhysicalSortExpr, expressions::col},
+    physical_expr::{LexOrdering, PhysicalSortExpr, conjunction_opt, expressions::col},
     physical_plan::{
         ExecutionPlan, empty::EmptyExec, filter::FilterExec,
         sorts::sort_preserving_merge::SortPreservingMergeExec, union::UnionExec,
@@ -40,7 +40,7 @@ use wattlake_engine::{
 
 use super::{
     ARCHIVE_URL,
-    key_range::{KeyRange, is_of_series},
+    key_range::{KeyRange, exact_times, is_of_series},
 };
 use crate::error::ApiError;
 
@@ -55,6 +55,9 @@ const ORDERED_CACHE_BYTES: usize = 1 << 20;
 pub(super) const SPLIT_ROWS_MIN: u64 = 128 << 10;
 /// With so many files for each partition they spread well enough as they are.
 const WHOLE_FILES_MIN: usize = 4;
+
+/// The column of times.
+pub(super) const TIME: &str = "timestamp";
 
 /// An extension of a session: scans declare the order of their files, one partition a file.
 #[derive(Clone, Copy, Debug)]
@@ -79,18 +82,23 @@ pub(super) struct FileRows<'a> {
 }
 
 impl FileRows<'_> {
-    /// Leaves out the series that `needs_rows` does not name.
-    pub(super) fn cover(&mut self, mut needs_rows: impl FnMut(&TotalledSeries, &[u64]) -> bool) {
+    /// Leaves out the rows of each series but those that `needed` names, given the hidden ones among all.
+    pub(super) fn cover(&mut self, mut needed: impl FnMut(&TotalledSeries, &[u64]) -> Range<u64>) {
         self.covered.clear();
         for series in self.totals.iter().flat_map(|totals| &totals.series) {
-            let hidden = self.hidden.partition_point(|row| *row < series.rows.start)
-                ..self.hidden.partition_point(|row| *row < series.rows.end);
-            if needs_rows(series, &self.hidden[hidden]) {
-                continue;
-            }
-            match self.covered.last_mut() {
-                Some(before) if before.end == series.rows.start => before.end = series.rows.end,
-                _ => self.covered.push(series.rows.clone()),
+            let Range { start, end } = series.rows;
+            let hidden = self.hidden.partition_point(|row| *row < start)
+                ..self.hidden.partition_point(|row| *row < end);
+            let needed = needed(series, &self.hidden[hidden]);
+            let parts = match needed.is_empty() {
+                true => [start..end, end..end],
+                false => [start..needed.start, needed.end..end],
+            };
+            for part in parts.into_iter().filter(|part| !part.is_empty()) {
+                match self.covered.last_mut() {
+                    Some(before) if before.end == part.start => before.end = part.end,
+                    _ => self.covered.push(part),
+                }
             }
         }
     }
@@ -144,7 +152,7 @@ impl MeasurementsTable {
 
     /// What filters say about keys, and what access does.
     pub(super) fn key_range(&self, filters: &[Expr]) -> KeyRange {
-        let mut range = KeyRange::of(filters, "timestamp");
+        let mut range = KeyRange::of(filters, TIME);
         if let Some(allowed) = &self.allowed {
             range.restrict_entities(allowed.clone());
         }
@@ -161,8 +169,9 @@ impl MeasurementsTable {
         }
         let mut files: Vec<FileRows<'_>> = stream::iter(reads).buffered(FILES_AT_ONCE).try_collect().await?;
         for rows in &mut files {
-            rows.cover(|series, _| {
-                range.wants(&series.key) && series.times.1 >= range.from && series.times.0 < range.to
+            rows.cover(|series, _| match range.wants(&series.key) {
+                true => series.rows_between(range.from, range.to),
+                false => 0..0,
             });
         }
         Ok(files)
@@ -188,13 +197,13 @@ impl MeasurementsTable {
         mut files: Vec<FileRows<'_>>,
         ordering: Option<&LexOrdering>,
         range: &KeyRange,
-    ) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let partitions = state.config().target_partitions();
         let is_merged = state.config().get_extension::<KeyOrder>().is_some();
         let are_split = !is_merged && files.len() < WHOLE_FILES_MIN * partitions;
         files.retain(|rows| !rows.is_empty());
         if files.is_empty() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let mut pieces = Vec::with_capacity(files.len());
         for rows in &files {
@@ -227,7 +236,7 @@ impl MeasurementsTable {
             .with_file_groups(groups)
             .with_output_ordering(ordering.cloned().into_iter().collect())
             .build();
-        Ok(vec![DataSourceExec::from_data_source(config)])
+        Ok(Some(DataSourceExec::from_data_source(config)))
     }
 
     /// The rows of some files and of memory, in all columns: of the series that are wanted, at times that may pass filters.
@@ -238,24 +247,27 @@ impl MeasurementsTable {
         range: &KeyRange,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let ordering = self.ordering(state, files.len(), range)?;
-        let (exact, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|rows| rows.totals.is_some());
-        let mut parts = self.scan_files(state, exact, ordering.as_ref(), range)?;
-        let others = self.scan_files(state, others, ordering.as_ref(), range)?;
-        match range.series_predicate(&self.schema)? {
-            Some(predicate) => {
-                for plan in others {
-                    parts.push(Arc::new(FilterExec::try_new(Arc::clone(&predicate), plan)?));
-                }
+        let is_within = |rows: &FileRows<'_>| range.contains_times(&rows.file.bounds);
+        let mut kinds: Vec<((bool, bool), Vec<FileRows<'_>>)> = Vec::new();
+        for rows in files {
+            let kind = (rows.totals.is_some(), is_within(&rows));
+            match kinds.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, alike)) => alike.push(rows),
+                None => kinds.push((kind, vec![rows])),
             }
-            None => parts.extend(others),
+        }
+        let (series, times) = (range.series_predicate(&self.schema)?, range.time_predicate(&self.schema)?);
+        let mut parts: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
+        for ((is_of_series, is_within), files) in kinds {
+            let Some(mut plan) = self.scan_files(state, files, ordering.as_ref(), range)? else { continue };
+            let series = series.as_ref().filter(|_| !is_of_series);
+            let times = times.as_ref().filter(|_| !is_within);
+            if let Some(predicate) = conjunction_opt(times.into_iter().chain(series).cloned()) {
+                plan = Arc::new(FilterExec::try_new(predicate, plan)?);
+            }
+            parts.push(plan);
         }
         let is_one_stream = ordering.is_some() && state.config().get_extension::<OneStream>().is_some();
-        // Filters of times, which are asked again above, are not pushed down through a merge.
-        if is_one_stream && let Some(predicate) = range.time_predicate(&self.schema)? {
-            for plan in &mut parts {
-                *plan = Arc::new(FilterExec::try_new(Arc::clone(&predicate), Arc::clone(plan))?);
-            }
-        }
         if let Some(batch) = self.hot_batch(range)? {
             let source = MemorySourceConfig::try_new(&[vec![batch]], self.schema(), None)?;
             let source = source.try_with_sort_information(ordering.iter().cloned().collect())?;
@@ -335,9 +347,9 @@ impl MeasurementsTable {
     }
 }
 
-/// Which filters need not be looked at again: those of series are what a scan goes by.
+/// Which filters need not be looked at again: those of series and of times, which a scan goes by.
 pub(super) fn pushdown(filters: &[&Expr]) -> Vec<TableProviderFilterPushDown> {
-    let is_exact = |filter: &&Expr| match is_of_series(filter) {
+    let is_exact = |filter: &&Expr| match is_of_series(filter) || exact_times(filter, TIME).is_some() {
         true => TableProviderFilterPushDown::Exact,
         false => TableProviderFilterPushDown::Inexact,
     };

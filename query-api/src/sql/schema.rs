@@ -109,7 +109,7 @@ impl SchemaProvider for WattlakeSchema {
             "measurements" => Ok(Some(Arc::clone(&self.measurements) as _)),
             "latest" => {
                 let allowed = visible_entities(&self.fleet, &self.access);
-                latest::table(&self.view, &self.measurements, allowed.as_ref()).await.map(Some)
+                latest::table(&self.view, allowed.as_ref()).await.map(Some)
             }
             "rollup_daily" => Ok(Some(self.rollup(Every::Day))),
             "rollup_hourly" => Ok(Some(self.rollup(Every::Hour))),

@@ -8,6 +8,7 @@ mod rule;
 mod table;
 
 pub(super) use rule::UseTotals;
+pub(super) use table::SummedReadings;
 
 #[cfg(test)]
 mod tests;

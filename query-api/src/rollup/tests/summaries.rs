@@ -8,16 +8,16 @@ use jiff::{Timestamp, tz::TimeZone};
 use rand::RngExt;
 use wattlake_catalog::Access;
 
-use super::super::{RollupParams, RollupRequest, execute::rollup_with, read::DaysRead};
+use super::super::{RollupParams, RollupRequest, execute::rollup_with, read::SummariesRead};
 use crate::fixture::history::{DAY, History, METRICS, NOW, ZONES, cases};
 
-/// Rollups of a history, asked both ways.
-struct World(History);
+/// Rollups of a history, asked both ways, and how many summaries of hours stood for their rows.
+struct World(History, usize);
 
 impl World {
-    /// Asks both ways; answers how many days stood for their rows.
+    /// Asks both ways; answers how many summaries stood for their rows.
     async fn compare(&mut self, words: &str) -> usize {
-        let Self(history) = self;
+        let history = &mut self.0;
         let begin = NOW - 100 * DAY;
         let from = match history.rng.random_range(0..3) {
             0 => Timestamp::from_microsecond(begin + history.rng.random_range(0..90 * DAY))
@@ -28,7 +28,11 @@ impl World {
         };
         let params = RollupParams {
             metric: Some(history.any(&METRICS.map(|(name, _)| name)).to_owned()),
-            bucket: Some(history.any(&["1d", "1d", "1w", "1mo", "all", "2d", "24h", "1h"]).to_owned()),
+            bucket: Some(
+                history
+                    .any(&["1d", "1d", "1w", "1mo", "all", "2d", "24h", "1h", "1h", "1h", "3h", "90m"])
+                    .to_owned(),
+            ),
             from: Some(from),
             to: match history.rng.random_range(0..2) {
                 0 => None,
@@ -56,12 +60,15 @@ impl World {
         let request = RollupRequest::new(&params, &berlin, now).expect("request");
         let view = history.engine.read_view();
         let access = Access::unrestricted();
-        let ask = |days| rollup_with(&history.service, &request, &view, &access, days);
-        let (expected, none) = ask(DaysRead::Never).await.expect("from rows");
-        let (found, days) = ask(DaysRead::Always).await.expect("from days");
+        let ask = |summaries| rollup_with(&history.service, &request, &view, &access, summaries);
+        let (expected, none) = ask(SummariesRead::Never).await.expect("from rows");
+        let (found, summaries) = ask(SummariesRead::Always).await.expect("from summaries");
         assert_eq!(none, 0);
         same(&found, &expected, &format!("{words}: {params:?}"));
-        days
+        if params.bucket.is_some_and(|width| width.ends_with('h') && width != "24h") {
+            self.1 += summaries;
+        }
+        summaries
     }
 }
 
@@ -83,27 +90,28 @@ fn same(found: &RecordBatch, expected: &RecordBatch, words: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rollups_from_days_equal_those_from_rows() {
+async fn rollups_from_summaries_equal_those_from_rows() {
     for seed in 0..cases() {
         let folder = tempfile::TempDir::new().expect("folder");
-        let mut world = World(History::new(folder.path(), seed).await);
-        let mut days = 0;
+        let mut world = World(History::new(folder.path(), seed).await, 0);
+        let mut summaries = 0;
         world.0.write(NOW - 100 * DAY, NOW - 3 * DAY, 1.0).await;
         world.0.compact().await;
         for n in 0..25 {
-            days += world.compare(&format!("seed {seed}, compacted, {n}")).await;
+            summaries += world.compare(&format!("seed {seed}, compacted, {n}")).await;
         }
-        assert!(days > 1_500, "only {days} days stood for their rows");
+        assert!(summaries > 1_500, "only {summaries} stood for their rows");
         world.0.change().await;
-        let mut days = 0;
+        let mut summaries = 0;
         for n in 0..25 {
-            days += world.compare(&format!("seed {seed}, changed, {n}")).await;
+            summaries += world.compare(&format!("seed {seed}, changed, {n}")).await;
         }
-        assert!(days > 250, "only {days} days stood for their rows");
+        assert!(summaries > 250, "only {summaries} stood for their rows");
         world.0.compact().await;
         for n in 0..10 {
             world.compare(&format!("seed {seed}, compacted again, {n}")).await;
         }
+        assert!(world.1 > 100, "only {} of hours stood for their rows", world.1);
         let report = world.0.engine.verify(false).await.expect("verify");
         assert!(report.is_sound(), "{:?}", report.problems);
         world.0.engine.stop().await.expect("stop");

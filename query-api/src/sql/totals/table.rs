@@ -27,6 +27,9 @@ use super::super::{
     measurements::{FileRows, MeasurementsTable, pushdown},
 };
 
+/// So many files have few totals.
+const FILES_FEW: usize = 2;
+
 /// The columns: its name, what it is called among the totals of a file, and the column of `measurements` that it is for a single
 /// reading (`None`: one).
 const COLUMNS: [(&str, &str, Option<&str>); 11] = [
@@ -46,7 +49,7 @@ const COLUMNS: [(&str, &str, Option<&str>); 11] = [
 /// Rows that stand for one reading or for many. All that a row stands for has the same key columns, lies between its times `timestamp`
 /// and `last` in one UTC month, and within the range of times or outside of it.
 #[derive(Debug)]
-pub(super) struct SummedReadings {
+pub(in super::super) struct SummedReadings {
     /// A [`MeasurementsTable`].
     readings: Arc<dyn TableProvider>,
     /// Which readings count: microseconds since 1970 UTC, `from <= ts < to`.
@@ -83,20 +86,37 @@ impl SummedReadings {
         Some(provider_as_source(Arc::new(Self { readings, times, schema })))
     }
 
+    /// Whether it is made of the totals of a few files, and no reading is read one by one but of memory and for corrections.
+    pub(in super::super) fn is_small(&self) -> bool {
+        let Some(table) = self.readings.downcast_ref::<MeasurementsTable>() else { return false };
+        let (from, to) = self.times;
+        let mut files = 0;
+        let asked = table.view().manifest.files.iter().filter(|file| {
+            let bounds = &file.bounds;
+            bounds.min_ts < to && from <= bounds.max_ts
+        });
+        asked.into_iter().all(|file| {
+            files += 1;
+            let is_within = from <= file.bounds.min_ts && file.bounds.max_ts < to;
+            files <= FILES_FEW && is_within && ReadView::may_have_totals(file)
+        })
+    }
+
     /// Which totals of a file stand for its rows, which are left out then.
     fn choose(&self, range: &KeyRange, rows: &mut FileRows<'_>) -> UInt64Array {
         let (from, to) = self.times;
         let mut chosen = Vec::new();
         rows.cover(|series, hidden| {
             let (first, last) = series.times;
-            if !range.wants(&series.key) || first >= to || last < from {
-                return false;
+            if !range.wants(&series.key) {
+                return 0..0;
             }
             let is_whole = hidden.is_empty() && from <= first && last < to;
             if is_whole {
                 chosen.extend(series.totals.clone().map(|total| total as u64));
+                return 0..0;
             }
-            !is_whole
+            series.rows_between(from, to)
         });
         UInt64Array::from(chosen)
     }
