@@ -2,6 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
+use ahash::AHashSet;
 use arrow::{
     array::{ArrayRef, Float64Array, StringBuilder, TimestampMicrosecondArray},
     datatypes::{DataType, Schema},
@@ -78,7 +79,7 @@ pub(crate) struct DataFileEncoder {
     level: Level,
     schema: Arc<Schema>,
     file: SerializedFileWriter<Vec<u8>>,
-    columns: ArrowRowGroupWriterFactory,
+    columns: ColumnFactories,
     group: Option<RowGroup>,
     /// Only in files that live long.
     summaries: Option<Summaries>,
@@ -102,11 +103,17 @@ struct Bounds {
 impl DataFileEncoder {
     pub(crate) fn new(level: Level) -> Result<Self> {
         let schema = Arc::new(measurement_schema(&DataType::Utf8));
-        // Readers see plain strings, whatever Arrow's schema would tell them.
-        let options =
-            ArrowWriterOptions::new().with_properties(properties(level)).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
-        let (file, columns) = writer.into_serialized_writer()?;
+        let writer = |values: Values| {
+            // Readers see plain strings, whatever Arrow's schema would tell them.
+            let options = ArrowWriterOptions::new()
+                .with_properties(properties(level, values))
+                .with_skip_arrow_metadata(true);
+            ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?
+                .into_serialized_writer()
+        };
+        let (file, columns) = writer(Values::Dictionary)?;
+        let (_, plain) = writer(Values::Plain)?;
+        let columns = ColumnFactories { columns, plain };
         Ok(Self { level, schema, file, columns, group: None, summaries: None, rows: 0, bounds: None })
     }
 
@@ -255,8 +262,39 @@ pub(super) fn describe(path: String, bytes: &Bytes) -> Result<StoredFile> {
     Ok(StoredFile { path, bytes: bytes.len() as u64, footer_bytes, blake3, sums })
 }
 
+/// How the values of a row group are coded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Values {
+    Dictionary,
+    Plain,
+}
+
+impl Values {
+    /// What is smaller for values that begin with these. A dictionary is worth it where values come again, other than right after
+    /// themselves, which compression sees to: not of registers, which only rise.
+    fn choose(first: &[f64]) -> Self {
+        let runs = first.chunk_by(|a, b| a.to_bits() == b.to_bits());
+        let (mut distinct, mut count) = (AHashSet::with_capacity(first.len()), 0);
+        for run in runs {
+            distinct.insert(run[0].to_bits());
+            count += 1;
+        }
+        match distinct.len() > count - count / 10 && distinct.len() > first.len() / 8 {
+            true => Self::Plain,
+            false => Self::Dictionary,
+        }
+    }
+}
+
+/// Makes the column writers of a row group.
+struct ColumnFactories {
+    columns: ArrowRowGroupWriterFactory,
+    /// The same with values that are not coded by a dictionary.
+    plain: ArrowRowGroupWriterFactory,
+}
+
 /// Properties of every data file.
-fn properties(level: Level) -> WriterProperties {
+fn properties(level: Level, values: Values) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(level.zstd()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
@@ -267,6 +305,9 @@ fn properties(level: Level) -> WriterProperties {
         .set_column_index_truncate_length(Some(128))
         .set_created_by(concat!("wattlake ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_key_value_metadata(Some(vec![KeyValue::new("wattlake.format".to_owned(), "1".to_owned())]));
+    if values == Values::Plain {
+        builder = builder.set_column_dictionary_enabled(ColumnPath::from("value"), false);
+    }
     for column in ["timestamp", "created_at"] {
         let path = ColumnPath::from(column);
         builder = builder
@@ -284,6 +325,8 @@ struct RowGroup {
     unit: RunColumn,
     quality: RunColumn,
     writers: NumberWriters,
+    /// Until the first values are known, which tell how they are coded.
+    plain_value: Option<ArrowColumnWriter>,
     entity: Option<EntityId>,
     rows: usize,
     ts: Vec<i64>,
@@ -312,14 +355,14 @@ const METADATA: usize = 7;
 const CREATED_AT: usize = 8;
 
 impl RowGroup {
-    fn new(columns: &ArrowRowGroupWriterFactory, index: usize) -> Result<Self> {
-        let mut writers: Vec<_> = columns.create_column_writers(index)?.into_iter().map(Some).collect();
-        let mut take = |column: usize| {
-            writers
-                .get_mut(column)
-                .and_then(Option::take)
-                .ok_or_else(|| Error::internal(format!("no writer for column {column}")))
+    fn new(factories: &ColumnFactories, index: usize) -> Result<Self> {
+        let make = |factory: &ArrowRowGroupWriterFactory| -> Result<Vec<_>> {
+            Ok(factory.create_column_writers(index)?.into_iter().map(Some).collect())
         };
+        let (mut writers, mut plain) = (make(&factories.columns)?, make(&factories.plain)?);
+        let no_writer = |column: usize| Error::internal(format!("no writer for column {column}"));
+        let mut take =
+            |column: usize| writers.get_mut(column).and_then(Option::take).ok_or_else(|| no_writer(column));
         let writers = NumberWriters {
             ts: take(TIMESTAMP)?,
             value: take(VALUE)?,
@@ -333,6 +376,7 @@ impl RowGroup {
             unit: RunColumn::default(),
             quality: RunColumn::default(),
             writers,
+            plain_value: plain.get_mut(VALUE).and_then(Option::take),
             entity: None,
             rows: 0,
             ts: Vec::new(),
@@ -398,6 +442,11 @@ impl RowGroup {
             }
             Ok(())
         };
+        if let Some(plain) = self.plain_value.take()
+            && Values::choose(&self.value) == Values::Plain
+        {
+            self.writers.value = plain;
+        }
         let NumberWriters { ts, value, metadata, created_at } = &mut self.writers;
         write(ts, TIMESTAMP, time(std::mem::take(&mut self.ts)))?;
         write(value, VALUE, Arc::new(Float64Array::from(std::mem::take(&mut self.value))))?;
@@ -432,5 +481,23 @@ impl RowGroup {
         self.writers.created_at.close()?.append_to_row_group(&mut group)?;
         group.close()?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_come_again_have_a_dictionary() {
+        // Each stands for a while.
+        let register: Vec<f64> = (0..60_000).map(|n| f64::from(n / 2) / 100.0).collect();
+        assert_eq!(Values::choose(&register), Values::Plain);
+        let power: Vec<f64> = (0..60_000).map(|n| f64::from(n * 7919 % 20_011) / 1000.0).collect();
+        assert_eq!(Values::choose(&power), Values::Dictionary);
+        let state = [0.0, 1.0].repeat(1000);
+        for values in [&state[..], &[5.0; 1000], &[]] {
+            assert_eq!(Values::choose(values), Values::Dictionary);
+        }
     }
 }
