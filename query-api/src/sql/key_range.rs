@@ -13,7 +13,10 @@ use datafusion::{
     },
 };
 use wattlake_catalog::{DataFile, EntityId, FileBounds};
-use wattlake_engine::SeriesKey;
+use wattlake_engine::{SeriesKey, TotalledSeries};
+
+/// So many entities are looked up among the series of a file; of more, all series are gone through.
+const SEARCHED_MAX: usize = 64;
 
 /// The keys that may pass the filters: maybe more than do, never fewer.
 #[derive(Clone, Debug)]
@@ -174,6 +177,29 @@ impl KeyRange {
     pub(super) fn wants(&self, key: &SeriesKey) -> bool {
         self.metrics.as_ref().is_none_or(|metrics| metrics.contains(&*key.metric))
             && self.entities.as_ref().is_none_or(|entities| entities.contains(&key.entity))
+    }
+
+    /// The series that are wanted, of those of a file in its order.
+    pub(super) fn wanted<'a>(&self, series: &'a [TotalledSeries]) -> Vec<&'a TotalledSeries> {
+        let of_metric = |metric: &String| {
+            let start = series.partition_point(|one| *one.key.metric < **metric);
+            let rest = &series[start..];
+            &rest[..rest.partition_point(|one| *one.key.metric == **metric)]
+        };
+        let parts = match &self.metrics {
+            Some(metrics) => metrics.iter().map(of_metric).collect(),
+            None => vec![series],
+        };
+        match &self.entities {
+            Some(entities) if self.metrics.is_some() && entities.len() <= SEARCHED_MAX => {
+                let find = |part: &'a [TotalledSeries], entity: &EntityId| {
+                    let start = part.partition_point(|one| one.key.entity < *entity);
+                    part.get(start).filter(|one| one.key.entity == *entity)
+                };
+                parts.iter().flat_map(|part| entities.iter().filter_map(|id| find(part, id))).collect()
+            }
+            _ => parts.iter().flat_map(|part| part.iter().filter(|one| self.wants(&one.key))).collect(),
+        }
     }
 
     pub(super) fn may_hold(&self, file: &DataFile) -> bool {

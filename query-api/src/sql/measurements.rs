@@ -82,24 +82,29 @@ pub(super) struct FileRows<'a> {
 }
 
 impl FileRows<'_> {
-    /// Leaves out the rows of each series but those that `needed` names, given the hidden ones among all.
-    pub(super) fn cover(&mut self, mut needed: impl FnMut(&TotalledSeries, &[u64]) -> Range<u64>) {
+    /// Leaves out all rows of series but those that `needed` names of the series that are wanted, given the hidden ones of each.
+    pub(super) fn cover(
+        &mut self,
+        range: &KeyRange,
+        mut needed: impl FnMut(&TotalledSeries, &[u64]) -> Range<u64>,
+    ) {
+        let Some(totals) = &self.totals else { return };
         self.covered.clear();
-        for series in self.totals.iter().flat_map(|totals| &totals.series) {
-            let Range { start, end } = series.rows;
-            let hidden = self.hidden.partition_point(|row| *row < start)
-                ..self.hidden.partition_point(|row| *row < end);
+        let mut next = 0;
+        for series in range.wanted(&totals.series) {
+            let hidden = self.hidden.partition_point(|row| *row < series.rows.start)
+                ..self.hidden.partition_point(|row| *row < series.rows.end);
             let needed = needed(series, &self.hidden[hidden]);
-            let parts = match needed.is_empty() {
-                true => [start..end, end..end],
-                false => [start..needed.start, needed.end..end],
-            };
-            for part in parts.into_iter().filter(|part| !part.is_empty()) {
-                match self.covered.last_mut() {
-                    Some(before) if before.end == part.start => before.end = part.end,
-                    _ => self.covered.push(part),
-                }
+            if needed.is_empty() {
+                continue;
             }
+            if needed.start > next {
+                self.covered.push(next..needed.start);
+            }
+            next = needed.end;
+        }
+        if next < self.file.rows {
+            self.covered.push(next..self.file.rows);
         }
     }
 
@@ -169,10 +174,7 @@ impl MeasurementsTable {
         }
         let mut files: Vec<FileRows<'_>> = stream::iter(reads).buffered(FILES_AT_ONCE).try_collect().await?;
         for rows in &mut files {
-            rows.cover(|series, _| match range.wants(&series.key) {
-                true => series.rows_between(range.from, range.to),
-                false => 0..0,
-            });
+            rows.cover(range, |series, _| series.rows_between(range.from, range.to));
         }
         Ok(files)
     }

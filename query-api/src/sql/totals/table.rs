@@ -106,11 +106,8 @@ impl SummedReadings {
     fn choose(&self, range: &KeyRange, rows: &mut FileRows<'_>) -> UInt64Array {
         let (from, to) = self.times;
         let mut chosen = Vec::new();
-        rows.cover(|series, hidden| {
+        rows.cover(range, |series, hidden| {
             let (first, last) = series.times;
-            if !range.wants(&series.key) {
-                return 0..0;
-            }
             let is_whole = hidden.is_empty() && from <= first && last < to;
             if is_whole {
                 chosen.extend(series.totals.clone().map(|total| total as u64));
