@@ -59,7 +59,8 @@ const WHOLE_FILES_MIN: usize = 4;
 /// The column of times.
 pub(super) const TIME: &str = "timestamp";
 
-/// An extension of a session: scans declare the order of their files, one partition a file.
+/// An extension of a session: scans of one metric are streams in the order of entity and time however many files there are, one
+/// partition a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeyOrder;
 
@@ -290,17 +291,13 @@ impl MeasurementsTable {
     /// entity need no sort then, and aggregates by entity hold one at a time.
     fn ordering(&self, state: &dyn Session, files: usize, range: &KeyRange) -> Result<Option<LexOrdering>> {
         let config = state.config();
-        let is_by_key = config.get_extension::<KeyOrder>().is_some();
-        let files_max = match is_by_key || config.get_extension::<OneStream>().is_some() {
-            true => ORDERED_FILES_MAX,
-            false => STREAMS_MAX,
-        };
-        let key: &[&str] = match is_by_key {
-            _ if files > files_max => return Ok(None),
-            true => &["metric", "entity_id", "timestamp"],
-            false if range.is_of_one_metric() => &["entity_id", "timestamp"],
-            false => return Ok(None),
-        };
+        let is_in_order =
+            config.get_extension::<KeyOrder>().is_some() || config.get_extension::<OneStream>().is_some();
+        let files_max = if is_in_order { ORDERED_FILES_MAX } else { STREAMS_MAX };
+        if files > files_max || !range.is_of_one_metric() {
+            return Ok(None);
+        }
+        let key = ["entity_id", TIME];
         let columns = key.iter().map(|name| Ok(PhysicalSortExpr::new_default(col(name, &self.schema)?)));
         Ok(LexOrdering::new(columns.collect::<Result<Vec<_>>>()?))
     }

@@ -247,6 +247,16 @@ async fn windows_over_many_files_say_the_same_as_over_few() {
         assert!(plan.contains("mode=Single") && plan.contains("ordering_mode=Sorted"), "{plan}");
         assert_eq!(plan.contains("MergeRunsExec"), file > 1, "{plan}");
     }
+    // What a rollup reads is merged and not sorted, of however many files.
+    let rows = "EXPLAIN SELECT entity_id, timestamp, value, quality FROM measurements WHERE metric = 'power' AND \
+                quality IN ('good') ORDER BY entity_id, timestamp";
+    for feeds_rollup in [false, true] {
+        let request = SqlRequest { feeds_rollup, ..SqlRequest::new(rows, &all) };
+        let (_, batches) = service.collect(request).await.expect("plan");
+        let plan = pretty_format_batches(&batches).expect("a table").to_string();
+        assert_eq!(plan.contains("SortExec"), !feeds_rollup, "{plan}");
+        assert!(plan.contains("MergeRunsExec"), "{plan}");
+    }
     // Two days of them decode those: the scans below the merge know their times, where files reach beyond them.
     let day =
         increases.replace("GROUP BY", "AND timestamp >= '2026-04-09' AND timestamp < '2026-04-11' GROUP BY");
