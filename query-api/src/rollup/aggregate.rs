@@ -89,6 +89,55 @@ struct Accumulator {
     values: Vec<f64>,
 }
 
+/// What is known of the buckets that have something, in order, while readings are gone through in order of time: most often the one
+/// asked for is that of the time before, or the next.
+struct Accumulators<'a> {
+    buckets: &'a Buckets,
+    /// The bucket asked for last, and the place of what is known of it.
+    bucket: usize,
+    place: usize,
+    known: Vec<(usize, Accumulator)>,
+}
+
+impl<'a> Accumulators<'a> {
+    fn new(buckets: &'a Buckets) -> Self {
+        Self { buckets, bucket: 0, place: 0, known: Vec::new() }
+    }
+
+    /// The bucket that holds an instant, and where it ends.
+    fn bucket(&mut self, ts: i64) -> Option<(usize, i64)> {
+        let holds = |bucket: &usize| match self.buckets.edges.get(*bucket..bucket + 2) {
+            Some([start, end]) => (*start..*end).contains(&ts),
+            _ => false,
+        };
+        let near = [self.bucket, self.bucket + 1].into_iter().find(holds);
+        self.bucket = near.or_else(|| self.buckets.index(ts))?;
+        Some((self.bucket, self.buckets.edges[self.bucket + 1]))
+    }
+
+    /// The place of what is known of a bucket, or where that would come.
+    fn find(&mut self, bucket: usize) -> Result<usize, usize> {
+        let is_it = |place: &usize| self.known.get(*place).is_some_and(|(known, _)| *known == bucket);
+        match [self.place, self.place + 1].into_iter().find(is_it) {
+            Some(place) => Ok(place),
+            None => self.known.binary_search_by_key(&bucket, |(known, _)| *known),
+        }
+    }
+
+    fn get(&mut self, bucket: usize) -> Option<&mut Accumulator> {
+        self.place = self.find(bucket).ok()?;
+        self.known.get_mut(self.place).map(|(_, accumulator)| accumulator)
+    }
+
+    fn entry(&mut self, bucket: usize) -> &mut Accumulator {
+        self.place = self.find(bucket).unwrap_or_else(|place| {
+            self.known.insert(place, (bucket, Accumulator::default()));
+            place
+        });
+        &mut self.known[self.place].1
+    }
+}
+
 /// Aggregates the readings of one entity per bucket. Buckets without any readings are absent. `None`: one of the summaries does
 /// not say enough, its rows are needed.
 pub(crate) fn aggregate(
@@ -96,11 +145,11 @@ pub(crate) fn aggregate(
     buckets: &Buckets,
     rules: &Rules,
 ) -> Option<BTreeMap<usize, Cell>> {
-    let mut cells: BTreeMap<usize, Accumulator> = BTreeMap::new();
+    let mut cells = Accumulators::new(buckets);
     let keeps_values = matches!(rules.aggregation, Aggregation::Percentile(_));
     for item in items.iter().filter(|item| rules.holds(item)) {
-        let Some(index) = buckets.index(item.first().ts) else { continue };
-        let cell = cells.entry(index).or_default();
+        let Some((bucket, _)) = cells.bucket(item.first().ts) else { continue };
+        let cell = cells.entry(bucket);
         match item {
             Item::Row(sample) => {
                 cell.add_row(sample);
@@ -113,14 +162,14 @@ pub(crate) fn aggregate(
     }
     match (rules.kind, rules.aggregation) {
         (MetricKind::GaugeExtensive, Aggregation::Default | Aggregation::Avg) => {
-            weigh_by_time(items, buckets, rules, &mut cells);
+            weigh_by_time(items, rules, &mut cells);
         }
         (MetricKind::Register, Aggregation::Default | Aggregation::Sum) => {
-            book_increases(items, buckets, rules, &mut cells)?;
+            book_increases(items, rules, &mut cells)?;
         }
         _ => {}
     }
-    let cells = cells.into_iter().filter_map(|(index, cell)| {
+    let cells = cells.known.into_iter().filter_map(|(index, cell)| {
         let value = cell.value(rules)?;
         Some((index, Cell { value, count: cell.count, estimated: cell.estimated }))
     });
@@ -135,17 +184,13 @@ impl Rules {
 }
 
 /// Each sample stands until the next one, at most [`HOLD_CADENCES`]; spans are split at bucket edges.
-fn weigh_by_time(
-    items: &[Item<'_>],
-    buckets: &Buckets,
-    rules: &Rules,
-    cells: &mut BTreeMap<usize, Accumulator>,
-) {
+fn weigh_by_time(items: &[Item<'_>], rules: &Rules, cells: &mut Accumulators<'_>) {
     let hold = rules.cadence * HOLD_CADENCES;
     for (i, item) in items.iter().enumerate() {
         if let Item::Summary(summary) = item
             && rules.holds(item)
-            && let Some(cell) = buckets.index(summary.first.ts).and_then(|index| cells.get_mut(&index))
+            && let Some((bucket, _)) = cells.bucket(summary.first.ts)
+            && let Some(cell) = cells.get(bucket)
         {
             cell.weighted += summary.weighted;
             cell.covered += summary.covered as f64;
@@ -155,10 +200,10 @@ fn weigh_by_time(
         let end = next.min(last.ts + hold).min(rules.to);
         let mut start = last.ts.max(rules.from);
         while start < end {
-            let Some(index) = buckets.index(start) else { break };
-            let stop = end.min(buckets.edges[index + 1]);
+            let Some((bucket, until)) = cells.bucket(start) else { break };
+            let stop = end.min(until);
             // A span that only reaches into a bucket without readings of its own does not make it one.
-            if let Some(cell) = cells.get_mut(&index) {
+            if let Some(cell) = cells.get(bucket) {
                 let span = (stop - start) as f64;
                 cell.weighted += last.value * span;
                 cell.covered += span;
@@ -170,12 +215,7 @@ fn weigh_by_time(
 
 /// Books each increase where its interval begins. Across a gap it is spread evenly and counts as estimated. `None` when a summary
 /// begins or ends with a smaller fall: readings around it decide whether it is a glitch.
-fn book_increases(
-    items: &[Item<'_>],
-    buckets: &Buckets,
-    rules: &Rules,
-    cells: &mut BTreeMap<usize, Accumulator>,
-) -> Option<()> {
+fn book_increases(items: &[Item<'_>], rules: &Rules, cells: &mut Accumulators<'_>) -> Option<()> {
     let mut register = Register::default();
     for item in items {
         match item {
@@ -187,36 +227,36 @@ fn book_increases(
                 register.jump(summary.first, summary.last)?;
                 if let Some(increase) = summary.increase
                     && rules.holds(item)
-                    && let Some(index) = buckets.index(summary.first.ts)
+                    && let Some((bucket, _)) = cells.bucket(summary.first.ts)
                 {
-                    cells.entry(index).or_default().add_increase(increase, summary.gaps);
+                    cells.entry(bucket).add_increase(increase, summary.gaps);
                 }
             }
         }
-        register.steps().for_each(|step| book(step, buckets, rules, cells));
+        register.steps().for_each(|step| book(step, rules, cells));
     }
     register.finish();
-    register.steps().for_each(|step| book(step, buckets, rules, cells));
+    register.steps().for_each(|step| book(step, rules, cells));
     Some(())
 }
 
-fn book(step: Step, buckets: &Buckets, rules: &Rules, cells: &mut BTreeMap<usize, Accumulator>) {
+fn book(step: Step, rules: &Rules, cells: &mut Accumulators<'_>) {
     let (from, to) = (step.from.ts, step.to.ts);
     let span = to - from;
     if span <= rules.cadence * HOLD_CADENCES {
         if (rules.from..rules.to).contains(&from)
-            && let Some(index) = buckets.index(from)
+            && let Some((bucket, _)) = cells.bucket(from)
         {
-            cells.entry(index).or_default().add_increase(step.increase, 0);
+            cells.entry(bucket).add_increase(step.increase, 0);
         }
         return;
     }
     let (mut start, end) = (from.max(rules.from), to.min(rules.to));
     while start < end {
-        let Some(index) = buckets.index(start) else { break };
-        let stop = end.min(buckets.edges[index + 1]);
+        let Some((bucket, until)) = cells.bucket(start) else { break };
+        let stop = end.min(until);
         let share = (stop - start) as f64 / span as f64;
-        cells.entry(index).or_default().add_increase(step.increase * share, 1);
+        cells.entry(bucket).add_increase(step.increase * share, 1);
         start = stop;
     }
 }

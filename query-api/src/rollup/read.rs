@@ -485,15 +485,24 @@ impl EntityRows {
             let ts = batch.column(1).as_primitive::<TimestampMicrosecondType>();
             let value = batch.column(2).as_primitive::<Float64Type>();
             let mut done = Vec::new();
+            // Texts are looked at where they may be others: views that are the same are of the same text.
+            let mut known: Option<(u128, u128, Quality)> = None;
             for i in 0..batch.num_rows() {
-                let id = entity.value(i);
-                if self.current.as_ref().is_none_or(|(_, known)| known != id) {
-                    if let Some((entity, _)) = self.current {
-                        done.push((entity, std::mem::take(&mut self.samples)));
+                let views = (entity.views()[i], quality.views()[i]);
+                let quality = match known {
+                    Some((of_entity, of_quality, quality)) if (of_entity, of_quality) == views => quality,
+                    _ => {
+                        let id = entity.value(i);
+                        if self.current.as_ref().is_none_or(|(_, current)| current != id) {
+                            if let Some((entity, _)) = self.current {
+                                done.push((entity, std::mem::take(&mut self.samples)));
+                            }
+                            self.current = Some((id.parse()?, id.to_owned()));
+                        }
+                        quality.value(i).parse()?
                     }
-                    self.current = Some((id.parse()?, id.to_owned()));
-                }
-                let quality: Quality = quality.value(i).parse()?;
+                };
+                known = Some((views.0, views.1, quality));
                 self.samples.push(Sample { ts: ts.value(i), value: value.value(i), quality });
             }
             self.done = done.into_iter();
