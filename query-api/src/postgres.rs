@@ -13,6 +13,7 @@ mod errors;
 mod handler;
 mod session;
 mod statements;
+mod texts;
 
 use std::{
     collections::HashMap,

@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import json
 import pathlib
+import random
 import re
 import socket
 import struct
@@ -65,8 +66,30 @@ def test_psql(full, tmp_path):
     file = tmp_path / "out.csv"
     psql(full, f"\\copy (SELECT timestamp, value FROM measurements ORDER BY 1) TO '{file}' CSV HEADER")
     lines = file.read_text().splitlines()
-    assert lines[0] == "timestamp,value" and len(lines) == ROWS + 1 and lines[1] == "2026-03-01 00:00:00.000000+00,0"
+    assert lines[0] == "timestamp,value" and len(lines) == ROWS + 1 and lines[1] == "2026-03-01 00:00:00+00,0"
     assert "COPY 3" in psql(full, "COPY sites (name) TO STDOUT", "\\copy meters to '/dev/null'").stdout
+
+
+def test_texts_are_those_of_postgres(full, postgres):
+    """Numbers and times, in rows and in COPY, as a real Postgres writes them."""
+    random.seed(7)
+    numbers = [0, -0.5, 99, 0.1 + 0.2, 1e-4, 9.9999e-5, 1e14, 999999999999999.9, 1e15, 1.2345678901234567e17, 5e-324, 1.7976931348623157e308]
+    numbers += [random.uniform(-1, 1) * 10 ** random.randint(-30, 30) for _ in range(200)]
+    times = ["1700-01-01 00:00:00", "1969-12-31 23:59:59.999999", "2026-03-01 12:30:00", "2026-03-01 12:30:00.25", "2199-12-31 23:59:59.5"]
+    values = ", ".join(f"({n}, '{number!r}', '{times[n % len(times)]}')" for n, number in enumerate(numbers))
+    query = f"""SELECT n, CAST(x AS double precision), CAST(x AS double precision) * 0 + n, CAST(t AS timestamp), CAST(t || 'Z' AS timestamptz)
+      FROM (VALUES {values}) AS v (n, x, t) ORDER BY n"""
+    real = subprocess.run([f"{POSTGRES}/psql", "-X", "-At", "-c", query, "-c", f"COPY ({query}) TO STDOUT", postgres()],
+                          capture_output=True, text=True, timeout=60, env={"PGTZ": "UTC"})
+    assert real.returncode == 0, real.stderr
+    ours = psql(full, "\\pset format unaligned", "\\pset tuples_only on", query, f"COPY ({query}) TO STDOUT").stdout
+    ours = [line for line in ours.splitlines() if "|" in line or "\t" in line]
+    assert len(ours) == 2 * len(numbers)
+    for mine, theirs in zip(ours, real.stdout.splitlines(), strict=True):
+        # Postgres does not take the shortest text if that lies on the very border to the next number.
+        (number, mine), (other, theirs) = (re.split(r"[|\t]", line, maxsplit=2)[1:] for line in (mine, theirs))
+        assert mine == theirs and float(number) == float(other)
+        assert number == other or ("e+" in number and "e+" in other and len(number) < len(other)), (number, other)
 
 
 def test_psycopg(full, db):

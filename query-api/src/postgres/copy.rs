@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
 use arrow_pg::{
     datatypes::arrow_schema_to_pg_fields,
     encoder::{Encoder, encode_value},
@@ -25,7 +24,7 @@ use pgwire::{
     },
 };
 
-use super::{errors::error, session::Session};
+use super::{errors::error, session::Session, texts};
 use crate::query::ResultStream;
 
 enum Layout {
@@ -110,7 +109,7 @@ where
     };
     let mut sent = 0;
     while let Some(batch) = rows.next().await {
-        let batch: RecordBatch = batch?;
+        let batch = texts::written(fields, batch?).map_err(|e| error("XX000", e.to_string()))?;
         let schema = batch.schema();
         for row in 0..batch.num_rows() {
             for (column, field) in fields.iter().enumerate() {

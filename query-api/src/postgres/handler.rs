@@ -48,6 +48,7 @@ use super::{
     key,
     session::{Cursor, Session},
     statements::{Parser, Prepared, check_bind, check_transaction, parameters, parse, write_uuids},
+    texts,
 };
 use crate::{
     error::{ApiError, Kind},
@@ -138,6 +139,8 @@ pub(super) fn encoded(
     fields: &Arc<Vec<FieldInfo>>,
     batch: Result<RecordBatch, ApiError>,
 ) -> BoxStream<'static, PgWireResult<DataRow>> {
+    let batch =
+        batch.and_then(|batch| texts::written(fields, batch).map_err(|e| ApiError::internal(e.to_string())));
     match batch {
         Ok(batch) => stream::iter(encode_recordbatch(Arc::clone(fields), batch)).boxed(),
         Err(failed) => stream::once(std::future::ready(Err(failed.into()))).boxed(),
