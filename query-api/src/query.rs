@@ -68,6 +68,11 @@ const BATCHES_AHEAD: usize = 4;
 /// How long a reader may take none of them before its query is given up: it keeps memory, and others from their turn.
 const READER_WAIT: Duration = Duration::from_secs(30);
 
+/// What is asked before anybody asks, and how long that may take.
+const SMALL_QUESTION: &str = "SELECT date_trunc('day', timestamp) AS day, avg(value), max(value), count(*) \
+    FROM (SELECT timestamp, value FROM measurements WHERE value > 0 LIMIT 1) GROUP BY 1 ORDER BY 1";
+const WARM_UP: Duration = Duration::from_millis(500);
+
 /// How a question is put.
 #[derive(Clone, Debug)]
 pub(crate) enum Question {
@@ -205,6 +210,16 @@ impl QueryService {
             runtime: None,
             turns: Arc::clone(&self.turns),
             planner: Arc::clone(&self.planner),
+        }
+    }
+
+    /// Asks a small question for nobody, so that the first one of somebody does not wait for what is only done then: code comes from
+    /// disk, tables of functions are made. It may fail, or take too long: that is no reason not to start.
+    pub(crate) async fn warm_up(&self) {
+        let all = Access::unrestricted();
+        let asked = timeout(WARM_UP, self.collect(SqlRequest::new(SMALL_QUESTION, &all))).await;
+        if let Ok(Err(error)) = asked {
+            tracing::warn!(%error, "the archive cannot be read");
         }
     }
 

@@ -121,6 +121,7 @@ pub(crate) async fn listen(
     open: &Open,
     requires_token: bool,
 ) -> Result<Listening, Failure> {
+    open.queries.warm_up().await;
     if requires_token {
         create_admin_token(settings, open.engine.catalog()).await?;
     }
