@@ -190,7 +190,8 @@ impl Storage {
         }
     }
 
-    /// Ranges of an object as they are stored, nothing of them checked. `size`: of the object, when it may be cached.
+    /// Ranges of an object as they are stored, nothing of them checked. `size`: of the object, when it
+    /// is known and parts may be cached.
     pub(super) async fn read_ranges(
         &self,
         path: &ObjectPath,
@@ -198,7 +199,14 @@ impl Storage {
         size: Option<u64>,
     ) -> object_store::Result<Vec<Bytes>> {
         match &self.backend {
-            Backend::Local { store, .. } => store.get_ranges(path, ranges).await,
+            Backend::Local { root, store } => {
+                let are_within = size.is_some_and(|size| ranges.iter().all(|range| range.end <= size));
+                let cached = || local::read_cached(&root.join(path.as_ref()), ranges);
+                match are_within.then(cached).flatten() {
+                    Some(cached) => Ok(cached),
+                    None => store.get_ranges(path, ranges).await,
+                }
+            }
             Backend::Remote(remote) => remote.read_ranges(path.as_ref(), ranges, size).await,
         }
     }

@@ -3,9 +3,11 @@
 use std::{
     fs::{self, File},
     io::Write,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use wattlake_catalog::{failpoint, seeded_bug};
 
 use crate::{Error, Result};
@@ -60,4 +62,62 @@ pub(super) fn remove_unfinished(root: PathBuf) -> Result<usize> {
         }
     }
     Ok(removed)
+}
+
+/// Ranges of a file that the system holds in memory, without waiting for the disk, so that no thread has to be woken for that.
+/// `None`: some of it is not there, or cannot be had this way; nothing is wrong then.
+#[cfg(target_os = "linux")]
+pub(super) fn read_cached(path: &Path, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+    use rustix::{
+        fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+        io::{IoSliceMut, ReadWriteFlags, preadv2},
+    };
+
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
+    let read = |range: &Range<u64>| -> Option<Bytes> {
+        let mut bytes = vec![0; usize::try_from(range.end.checked_sub(range.start)?).ok()?];
+        let mut done = 0;
+        while done < bytes.len() {
+            let offset = range.start + done as u64;
+            let mut rest = [IoSliceMut::new(&mut bytes[done..])];
+            match preadv2(&file, &mut rest, offset, ReadWriteFlags::NOWAIT).ok()? {
+                0 => return None,
+                count => done += count,
+            }
+        }
+        Some(bytes.into())
+    };
+    ranges.iter().map(read).collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn read_cached(_: &Path, _: &[Range<u64>]) -> Option<Vec<Bytes>> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_memory_is_what_was_written() {
+        let folder = tempfile::TempDir::new().expect("folder");
+        let path = folder.path().join("a/b.parquet");
+        let bytes = Bytes::from((0..200_000u32).map(|n| (n % 251) as u8).collect::<Vec<_>>());
+        put_durably(folder.path(), &path, &bytes).expect("written");
+        let wanted = [5..10, 70_000..200_000, 3..3];
+        if let Some(found) = read_cached(&path, &wanted) {
+            let expected: Vec<_> =
+                wanted.iter().map(|r| bytes.slice(r.start as usize..r.end as usize)).collect();
+            assert_eq!(found, expected);
+        } else {
+            // A file system that cannot do this: the store reads then.
+            assert!(read_cached(&path, &wanted[..1]).is_none());
+        }
+        assert_eq!(read_cached(&path, &[199_999..200_001]), None, "beyond the end");
+        assert_eq!(read_cached(&folder.path().join("c"), &wanted), None);
+        let backwards = Range { start: 7, end: 3 };
+        assert_eq!(read_cached(&path, &[backwards]), None);
+    }
 }
