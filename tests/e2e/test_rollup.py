@@ -2,8 +2,11 @@
 
 import datetime as dt
 import random
+import re
 from zoneinfo import ZoneInfo
 
+import duckdb
+import pyarrow as pa
 from conftest import Fleet
 
 T0 = 1_767_225_600  # 2026-01-01T00:00:00Z
@@ -169,6 +172,56 @@ def test_rollup_tables_say_what_the_endpoint_says(server, fleet):
         assert cut == [r for r in rows if at("2026-01-02T10:30:00Z") < at(r["bucket_start"]) <= at("2026-01-03T12:00:00Z")] and cut
         some = server.sql(f"SELECT * FROM {table} WHERE metric = 'energy' AND entity_id = '{fleet.inv1}' ORDER BY bucket_start")
         assert some == [r for r in rows if r["entity_id"] == fleet.inv1] and some
+
+
+def test_hours_of_many_readings_are_those_of_the_rows(server):
+    """Files sum up hours of many readings; what was corrected, deleted or came since counts all the same."""
+    meters = [{"name": f"meter {n}", "category": "CONS", "readingFrequency": "1min"} for n in range(36)]
+    meters = server.post("/api/onboarding/complete", json={"site": {"name": "many"}, "meters": meters}).json()["meterIds"]
+    rng, start = random.Random(4), 1772323200  # 2026-03-01
+
+    def write(which, minutes, share=1.0):
+        lines = [f"temperature,entity_id={meter} value={rng.randrange(-400, 800) / 16} {start + 60 * minute}"
+                 for meter in which for minute in minutes if rng.random() < share]
+        for n in range(0, len(lines), 50_000):
+            server.write("\n".join(lines[n : n + 50_000]))
+
+    write(meters, range(14 * 1440), 0.98)
+    write(meters[:3], range(14 * 1440, 14 * 1440 + 300))
+    server.flush()
+    server.post("/api/compact", params={"all": "true"})
+    used = lambda: float(re.search(r"^wattlake_rollup_summaries_total (\S+)", server.get("/metrics").text + "\nwattlake_rollup_summaries_total 0", re.M)[1])
+    duck = duckdb.connect()
+    duck.execute("SET TimeZone = 'UTC'")
+
+    def compare():
+        rows = pa.ipc.open_stream(server.post("/api/sql", params={"format": "arrow"}, json={
+            "query": "SELECT entity_id, timestamp, value FROM measurements WHERE metric = 'temperature'"}).content).read_all()
+        theirs = duck.sql("""SELECT entity_id, epoch_us(date_trunc('hour', timestamp)) AS at, avg(value), count(*), min(value), max(value) FROM rows
+          GROUP BY ALL ORDER BY 1, 2""").fetchall()
+        ours = server.sql("""SELECT entity_id, CAST(EXTRACT(epoch FROM bucket_start) AS bigint) * 1000000 AS at, value, count FROM rollup_hourly
+          WHERE metric = 'temperature' ORDER BY 1, 2""")
+        near = lambda a, b: abs(a - b) <= 1e-9 * max(1, abs(b))
+        assert len(ours) == len(theirs)
+        for mine, (entity, at, mean, count, _, _) in zip(ours, theirs):
+            assert (mine["entity_id"], mine["at"], mine["count"]) == (entity, at, count) and near(mine["value"], mean), (mine, mean)
+        range_ = {"from": "2026-03-01T00:00:00Z", "to": "2026-03-16T00:00:00Z", "by": "entity", "bucket": "1h", "metric": "temperature"}
+        for how, column in [("min", 4), ("max", 5)]:
+            found = rollup(server, agg=how, **range_)
+            assert sorted((row["entityId"], row["value"]) for row in found) == sorted((row[0], row[column]) for row in theirs)
+        return len(theirs)
+
+    hours = compare()
+    assert used() > 2 * hours, "hours stand for their rows"
+    before = used()
+    write(meters, range(2000, 2200), 0.3)
+    server.flush()
+    r = server.request("DELETE", "/api/measurements", params={"metric": "temperature", "entityId": meters[0], "from": "2026-03-05T00:30:00Z", "to": "2026-03-05T03:10:00Z"})
+    assert r.status_code == 200, r.text
+    write(meters[:9], range(9000, 9100), 0.5)
+    write(meters, range(14 * 1440 + 300, 14 * 1440 + 400))
+    compare()
+    assert used() - before > 2 * hours, "most of them still do"
 
 
 def test_energy_balance(start):
