@@ -107,17 +107,13 @@ mod tests {
         let bytes = Bytes::from((0..200_000u32).map(|n| (n % 251) as u8).collect::<Vec<_>>());
         put_durably(folder.path(), &path, &bytes).expect("written");
         let wanted = [5..10, 70_000..200_000, 3..3];
-        if let Some(found) = read_cached(&path, &wanted) {
-            let expected: Vec<_> =
-                wanted.iter().map(|r| bytes.slice(r.start as usize..r.end as usize)).collect();
-            assert_eq!(found, expected);
-        } else {
-            // A file system that cannot do this: the store reads then.
-            assert!(read_cached(&path, &wanted[..1]).is_none());
+        let expected: Vec<_> =
+            wanted.iter().map(|range| bytes.slice(range.start as usize..range.end as usize)).collect();
+        // Not every file system can tell what it holds in memory.
+        assert!(read_cached(&path, &wanted).is_none_or(|found| found == expected));
+        for nonsense in [199_999..200_001, Range { start: 7, end: 3 }] {
+            assert_eq!(read_cached(&path, &[nonsense]), None, "not a part of the file");
         }
-        assert_eq!(read_cached(&path, &[199_999..200_001]), None, "beyond the end");
         assert_eq!(read_cached(&folder.path().join("c"), &wanted), None);
-        let backwards = Range { start: 7, end: 3 };
-        assert_eq!(read_cached(&path, &[backwards]), None);
     }
 }
