@@ -271,9 +271,14 @@ impl Catalog {
         manifest::note_clock(&self.db, micros).await
     }
 
-    /// Makes a token; the answer is the only time that it is seen.
-    pub async fn create_token(&self, new: &NewToken) -> Result<String> {
-        let token = tokens::create(&self.db, new, Timestamp::now()).await?;
+    /// Makes a token; the answer is the only time that it is seen. `keep` gets it before it is valid: when that fails, or the process
+    /// ends there, no token is valid that nobody knows.
+    pub async fn create_token(
+        &self,
+        new: &NewToken,
+        keep: impl FnOnce(&str) -> Result<()> + Send,
+    ) -> Result<String> {
+        let token = tokens::create(&self.db, new, Timestamp::now(), keep).await?;
         *self.tokens.lock().await = None;
         Ok(token)
     }

@@ -278,7 +278,15 @@ mod suite {
 
     pub(super) async fn tokens_authenticate_until_revoked(catalog: &Catalog) {
         let new = NewToken { name: "t".into(), scopes: vec![Scope::Read], sites: vec![] };
-        let token = catalog.create_token(&new).await.expect("token");
+        let full = catalog.create_token(&new, |_| Err(Error::invalid("no space"))).await;
+        assert!(full.is_err() && catalog.tokens().await.expect("tokens").is_empty(), "it could not be kept");
+        let mut kept = String::new();
+        let keep = |token: &str| {
+            kept = token.to_owned();
+            Ok(())
+        };
+        let token = catalog.create_token(&new, keep).await.expect("token");
+        assert_eq!(kept, token);
         let access = catalog.authenticate(&token).await.expect("checked").expect("valid");
         assert!(access.allows(Scope::Read) && !access.allows(Scope::Write) && !access.allows(Scope::Admin));
         for wrong in ["", "wl_", "wl_x_y", &format!("{token}x"), &token[..token.len() - 1]] {

@@ -125,8 +125,13 @@ fn hash(secret: &str) -> String {
     })
 }
 
-/// Makes a token and answers it in full, for the only time.
-pub(crate) async fn create(db: &Db, new: &NewToken, now: Timestamp) -> Result<String> {
+/// Makes a token and answers it in full, for the only time; `keep` gets it before it is valid.
+pub(crate) async fn create(
+    db: &Db,
+    new: &NewToken,
+    now: Timestamp,
+    keep: impl FnOnce(&str) -> Result<()> + Send,
+) -> Result<String> {
     if new.scopes.is_empty() {
         return Err(Error::invalid("a token needs at least one scope: read, write or admin"));
     }
@@ -153,8 +158,11 @@ pub(crate) async fn create(db: &Db, new: &NewToken, now: Timestamp) -> Result<St
         ],
     )
     .await?;
+    let token = format!("wl_{id}_{secret}");
+    keep(&token)?;
+    crate::failpoint!("token.before_commit");
     tx.commit().await?;
-    Ok(format!("wl_{id}_{secret}"))
+    Ok(token)
 }
 
 pub(crate) async fn list(db: &Db) -> Result<Vec<Token>> {

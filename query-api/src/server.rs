@@ -178,19 +178,27 @@ async fn create_admin_token(settings: &Settings, catalog: &Catalog) -> Result<()
         return Ok(());
     }
     let new = NewToken { name: "admin".into(), scopes: vec![Scope::Admin], sites: vec![] };
-    let token = catalog.create_token(&new).await?;
-    let path = settings.data_dir.0.join("admin-token");
-    write_private(&path, &token)
-        .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
+    let folder = &settings.data_dir.0;
+    let path = folder.join("admin-token");
+    let keep = |token: &str| {
+        write_private(folder, &path, token).map_err(|error| {
+            wattlake_catalog::Error::new(
+                wattlake_catalog::ErrorKind::Unavailable,
+                format!("cannot write {}: {error}", path.display()),
+            )
+        })
+    };
+    let token = catalog.create_token(&new, keep).await?;
     println!("admin token (also in {}, shown once): {token}", path.display());
     Ok(())
 }
 
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+fn write_private(folder: &Path, path: &Path, text: &str) -> std::io::Result<()> {
     let mut file =
         std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     writeln!(file, "{text}")?;
-    file.sync_all()
+    file.sync_all()?;
+    std::fs::File::open(folder)?.sync_all()
 }
 
 impl Listening {

@@ -53,7 +53,7 @@ pub(super) async fn run(common: &Common, command: TokenCommand) -> Result<(), Fa
             let sites = sites.iter().map(|s| s.parse()).collect::<Result<_, _>>();
             let usage = |error: wattlake_catalog::Error| Failure::usage(error.message);
             let new = NewToken { name, scopes: scopes.map_err(usage)?, sites: sites.map_err(usage)? };
-            println!("{}", catalog.create_token(&new).await?);
+            println!("{}", catalog.create_token(&new, |_| Ok(())).await?);
         }
         TokenCommand::List { json } => print_tokens(&catalog.tokens().await?, json)?,
         TokenCommand::Revoke { id } => {

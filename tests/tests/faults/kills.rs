@@ -67,10 +67,10 @@ pub(crate) fn failpoints() -> BTreeSet<String> {
     for part in ["catalog/src", "engine/src"] {
         failpoints_in(&root.join(part), &mut names);
     }
-    // Reached by imports and by a bug only: they have tests of their own.
+    // Reached by imports, by the very first start and by a bug only: they have tests of their own.
     // Those of polling are reached in e2e/test_sources.py, where there is a vendor to poll.
     names.retain(|name| {
-        !["import.", "poll."].iter().any(|start| name.starts_with(start))
+        !["import.", "poll.", "token."].iter().any(|start| name.starts_with(start))
             && name != "catalog.between_two_transactions"
     });
     names
@@ -132,6 +132,18 @@ async fn acknowledged_readings_survive_death_at_every_durable_step() {
         }
         assert_eq!(deaths, wanted, "{name} was not reached often enough");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_token_is_valid_that_nobody_was_told() {
+    let folder = tempfile::TempDir::new().expect("folder");
+    let options = Options::new(&folder.path().join("data"), &folder.path().join("log"));
+    for _ in 0..2 {
+        let died = Server::try_start(&options.with_failpoints("token.before_commit=return")).await;
+        assert!(died.is_err(), "the first token was not made");
+    }
+    let server = Server::start(&options).await;
+    assert!(server.rows().await.expect("the token of the file is valid").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
