@@ -161,6 +161,32 @@ mod tests {
         assert!(found.start <= 100_000 && found.end >= 100_100 && found.end - found.start < 150, "{found:?}");
     }
 
+    #[test]
+    fn of_long_series_nothing_is_missed() {
+        let mut random = 1u64;
+        let mut step = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Seconds, some minutes, and a gap now and then.
+            match random >> 58 {
+                0 => 50_000_000,
+                1..8 => 300_000,
+                _ => 1_000 + (random >> 40) as i64 % 50,
+            }
+        };
+        let times: Vec<i64> = (0..3 * SAMPLES_MAX)
+            .scan(0, |ts, _| {
+                *ts += step();
+                Some(*ts)
+            })
+            .collect();
+        let (rows, ends) = (times.len(), (times[0], times[times.len() - 1]));
+        let spacing = spacing(&times, 10_007);
+        for start in (0..rows - 500).step_by(977) {
+            let found = spacing.rows_between(rows as u64, ends, (times[start], times[start + 500]));
+            assert!(found.start <= start as u64 && found.end >= start as u64 + 500, "{start}: {found:?}");
+        }
+    }
+
     proptest! {
         /// Every reading of a time lies in the rows that are found.
         #[test]
