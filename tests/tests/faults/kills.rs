@@ -205,7 +205,8 @@ async fn a_second_process_changes_nothing_and_says_who_is_there() {
     let folder = tempfile::TempDir::new().expect("folder");
     let mut options = Options::new(&folder.path().join("data"), &folder.path().join("log"));
     // Nothing happens by itself meanwhile.
-    options.settings = vec!["flush.interval=1h".into(), "compaction.interval=1h".into()];
+    options.settings =
+        vec!["flush.interval=1h".into(), "compaction.interval=1h".into(), "sources.poll=false".into()];
     for _ in 0..rounds(5) {
         let mut server = Server::start(&options).await;
         let (mut before, mut after) = (Vec::new(), Vec::new());
