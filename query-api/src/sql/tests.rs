@@ -165,6 +165,44 @@ async fn latest_is_that_of_the_state_that_is_asked() {
     assert_eq!(values(SqlRequest::new(ROLLUP, &restricted)).await, [3.0]);
 }
 
+/// Work is divided between threads where there is enough of it.
+#[tokio::test]
+async fn small_plans_are_not_divided() {
+    let folder = tempfile::TempDir::new().expect("folder");
+    let engine = fixture::engine(folder.path(), NOW).await;
+    let site = fixture::site(&engine, "site", None).await;
+    let mut meters = Vec::new();
+    for n in 0..5 {
+        meters.push(fixture::meter(&engine, site, &format!("meter {n}"), ReadingFrequency::Hourly).await);
+    }
+    let lines: Vec<_> =
+        meters.iter().map(|meter| format!("power,entity_id={meter} value=1 {}", NOW - HOUR)).collect();
+    write(&engine, lines.join("\n")).await;
+    let service = QueryService::new(Arc::clone(&engine)).expect("service");
+    let all = Access::unrestricted();
+    let is_divided = async |query: String| {
+        let (_, batches) =
+            service.collect(SqlRequest::new(format!("EXPLAIN {query}"), &all)).await.expect("plan");
+        pretty_format_batches(&batches).expect("a table").to_string().contains("RepartitionExec")
+    };
+    let readings = |count: usize, hours: usize| {
+        let ids: Vec<_> = meters[..count].iter().map(|meter| format!("'{meter}'")).collect();
+        format!(
+            "SELECT entity_id, count(DISTINCT value) FROM measurements WHERE metric = 'power' AND entity_id IN ({}) AND \
+             timestamp >= TIMESTAMP '2026-05-20T00:00:00Z' AND timestamp < TIMESTAMP '2026-05-20T00:00:00Z' + INTERVAL '{hours} hours' \
+             GROUP BY 1",
+            ids.join(", ")
+        )
+    };
+    assert!(!is_divided("SELECT category, count(*) FROM meters GROUP BY 1".to_owned()).await);
+    assert!(!is_divided(readings(4, 25)).await);
+    let has_threads = std::thread::available_parallelism().is_ok_and(|threads| threads.get() > 1);
+    let everything = "SELECT entity_id, count(DISTINCT value) FROM measurements GROUP BY 1".to_owned();
+    for more in [readings(5, 25), readings(4, 26), everything] {
+        assert_eq!(is_divided(more.clone()).await, has_threads, "{more}");
+    }
+}
+
 /// A file that is read in parts, with corrected rows in each of them.
 #[tokio::test]
 async fn parts_of_a_large_file_are_all_of_it() {
